@@ -1,0 +1,97 @@
+"""Package metadata; tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The version in iddpm_jax/__init__.py, read without importing the package."""
+    text = (ROOT / "iddpm_jax" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('iddpm_jax/__init__.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+def read_readme() -> str:
+    path = ROOT / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+JAX_RANGE = ">=0.10.2,<0.13"
+
+INSTALL_REQUIRES = [
+    f"jax{JAX_RANGE}",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "grain>=0.2.18",
+    "ml-collections>=1.1",
+    "numpy>=2.1",
+    "absl-py>=2.1",
+    "pillow>=10.3",
+    "scikit-learn>=1.5",  # carries the digits images
+    "tensorboardX>=2.6.2",
+    "tqdm>=4.66",
+]
+
+EXTRAS_REQUIRE = {
+    # ruff stays within one minor version, because each may format differently.
+    "test": ["pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.17,<0.18"],
+    "tpu": [f"jax[tpu]{JAX_RANGE}"],
+    "cuda": [f"jax[cuda13]{JAX_RANGE}"],
+    "cuda12": [f"jax[cuda12]{JAX_RANGE}"],
+    "torch": ["torch>=2.2", "safetensors>=0.4.3"],
+    # Preparing public datasets only: training never imports TensorFlow.
+    # tensorflow-datasets uses importlib_resources without declaring it.
+    "tf": ["tensorflow>=2.18", "tensorflow-datasets>=4.9.10", "importlib_resources>=6"],
+    "notebooks": ["notebook>=7", "nbmake>=1.5", "matplotlib>=3.9"],
+}
+
+setup(
+    name="iddpm_jax",
+    version=read_version(),
+    description="Improved Denoising Diffusion Probabilistic Models in JAX and Flax",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    author="The iddpm_jax authors",
+    license="MIT",
+    license_files=[
+        "LICENSE",
+        "iddpm_jax/assets/NOTICE",
+        "iddpm_jax/assets/LICENSE-APACHE-2.0.txt",
+    ],
+    keywords=[
+        "diffusion models",
+        "DDPM",
+        "DDIM",
+        "generative models",
+        "log-likelihood",
+        "JAX",
+        "Flax",
+        "TPU",
+    ],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
+    python_requires=">=3.11",
+    packages=find_packages(include=["iddpm_jax", "iddpm_jax.*"]),
+    package_data={"iddpm_jax": ["assets/*"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    zip_safe=False,
+)
