@@ -1,0 +1,209 @@
+"""Running the process backwards and forwards: ancestral sampling, DDIM, DDIM inversion (section 4).
+
+All three take (network, process, parametrization, x, ...) and are one compiled loop each. The
+process and eta are traced, and so is the number of steps, so none of their values causes another
+compilation.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from iddpm_jax.diffusion.process import Process, at, eps_from_x_0
+from iddpm_jax.diffusion.reverse import (
+    Parametrization,
+    Reverse,
+    X0Transform,
+    clip_x_0,
+    p_mean_variance,
+)
+
+Network = Callable[[jax.Array, jax.Array], jax.Array]
+"""(x_t [B, H, W, C], what the network is fed for t [B]) -> output [B, H, W, C or 2 C]."""
+
+Noise = Callable[[jax.Array], jax.Array]
+"""Step index t (int32 scalar) -> standard normal noise [B, H, W, C] of that step."""
+
+
+class Samples(NamedTuple):
+    """Result of a sampler.
+
+    Attributes:
+        x: images after the last step [B, H, W, C], not clipped.
+        x_0: the clean images predicted at that step [B, H, W, C].
+        x_frames, x_0_frames: snapshots of both along the way [frames, B, H, W, C].
+    """
+
+    x: jax.Array
+    x_0: jax.Array
+    x_frames: jax.Array
+    x_0_frames: jax.Array
+
+
+def noise_per_sample(keys: jax.Array, shape: tuple[int, ...]) -> Noise:
+    """Noise that depends on a sample's own key and the step, not on its place in a batch.
+
+    Args:
+        keys: one random key a sample [B].
+        shape: shape of one image (H, W, C).
+
+    Returns:
+        Noise function. The starting x_T is noise(T), one step beyond the last.
+    """
+
+    def noise(t: jax.Array) -> jax.Array:
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape))(keys)
+
+    return noise
+
+
+def ancestral(
+    network: Network,
+    process: Process,
+    parametrization: Parametrization,
+    x: jax.Array,
+    noise: Noise,
+    *,
+    steps: jax.Array | int | None = None,
+    transform: X0Transform | None = clip_x_0,
+    frames: int = 0,
+) -> Samples:
+    """Sample x_{t-1} ~ p(x_{t-1} | x_t) down to t = 0.
+
+    Nichol & Dhariwal 2021, equation 3; Ho et al. 2020, algorithm 2.
+
+    Args:
+        network: the model.
+        process: noise process with T steps, respaced or not.
+        parametrization: what the network's output stands for.
+        x: starting images [B, H, W, C]; standard normal for a whole run.
+        noise: noise of each step; the one at t = 0 is not used.
+        steps: how many steps to run, ending at t = 0; all T by default. Fewer starts from a less
+            noisy x.
+        transform: applied to every predicted x_0.
+        frames: number of snapshots to keep, at most the number of steps; evenly spread, the last
+            after the last step.
+
+    Returns:
+        Samples.
+    """
+
+    def step(reverse: Reverse, x: jax.Array, t: jax.Array, index: jax.Array) -> jax.Array:
+        del x
+        std = jnp.where(index > 0, jnp.exp(0.5 * reverse.log_variance), 0.0)
+        return reverse.mean + std * noise(index)
+
+    return _loop(
+        step, network, process, parametrization, x, steps, transform, frames, backwards=True
+    )
+
+
+def ddim(
+    network: Network,
+    process: Process,
+    parametrization: Parametrization,
+    x: jax.Array,
+    noise: Noise,
+    *,
+    eta: jax.Array | float = 0.0,
+    steps: jax.Array | int | None = None,
+    transform: X0Transform | None = clip_x_0,
+    frames: int = 0,
+) -> Samples:
+    """DDIM: the same marginals with less noise, or none (eta = 0), along the way.
+
+    Song et al. 2020 (DDIM), equations 12 and 16, used in Nichol & Dhariwal 2021, section 4. The
+    noise prediction is derived again from the transformed x_0.
+
+    Args:
+        network, process, parametrization, x, noise, steps, transform, frames: as in ancestral.
+        eta: share of the ancestral noise, 0 to 1: sigma_t = eta sqrt(beta_tilde_t).
+
+    Returns:
+        Samples.
+    """
+
+    def step(reverse: Reverse, x: jax.Array, t: jax.Array, index: jax.Array) -> jax.Array:
+        eps = eps_from_x_0(process, x, t, reverse.x_0)
+        # (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev) is beta_tilde.
+        variance = eta**2 * at(process.beta_tilde, t)
+        direction = jnp.sqrt(jnp.maximum(at(process.one_minus_alpha_bar_prev, t) - variance, 0.0))
+        mean = jnp.sqrt(at(process.alpha_bar_prev, t)) * reverse.x_0 + direction * eps
+        return mean + jnp.sqrt(variance) * noise(index)
+
+    return _loop(
+        step, network, process, parametrization, x, steps, transform, frames, backwards=True
+    )
+
+
+def ddim_inversion(
+    network: Network,
+    process: Process,
+    parametrization: Parametrization,
+    x: jax.Array,
+    *,
+    steps: jax.Array | int | None = None,
+    transform: X0Transform | None = clip_x_0,
+    frames: int = 0,
+) -> Samples:
+    """Run deterministic DDIM (eta = 0) forwards: from images to the noise that leads back to them.
+
+    Song et al. 2020 (DDIM), section 4.3. The step beyond the last has alpha_bar = 0.
+
+    Args:
+        network, process, parametrization, transform, frames: as in ancestral.
+        x: images [B, H, W, C] in [-1, 1].
+        steps: how many steps to run from t = 0; all T by default.
+
+    Returns:
+        Samples, x being the noise.
+    """
+
+    def step(reverse: Reverse, x: jax.Array, t: jax.Array, index: jax.Array) -> jax.Array:
+        del index
+        eps = eps_from_x_0(process, x, t, reverse.x_0)
+        signal = jnp.sqrt(at(process.alpha_bar_next, t))
+        return signal * reverse.x_0 + jnp.sqrt(at(process.one_minus_alpha_bar_next, t)) * eps
+
+    return _loop(
+        step, network, process, parametrization, x, steps, transform, frames, backwards=False
+    )
+
+
+def _loop(
+    step: Callable[[Reverse, jax.Array, jax.Array, jax.Array], jax.Array],
+    network: Network,
+    process: Process,
+    parametrization: Parametrization,
+    x: jax.Array,
+    steps: jax.Array | int | None,
+    transform: X0Transform | None,
+    frames: int,
+    *,
+    backwards: bool,
+) -> Samples:
+    """Evaluate the network and apply `step` at each index; keep `frames` snapshots."""
+    steps = jnp.asarray(process.T if steps is None else steps, jnp.int32)
+    model_t = jnp.asarray(process.model_t)
+    buffer = jnp.zeros((frames, *x.shape), x.dtype)
+
+    def body(i: jax.Array, carry: Samples) -> Samples:
+        index = steps - 1 - i if backwards else i
+        t = jnp.full(x.shape[:1], index, jnp.int32)
+        output = network(carry.x, model_t[t])
+        reverse = p_mean_variance(process, parametrization, output, carry.x, t, transform)
+        new = step(reverse, carry.x, t, index)
+        if not frames:
+            return carry._replace(x=new, x_0=reverse.x_0)
+        # Steps that share a frame overwrite each other; the last one stays.
+        frame = (i * frames) // steps
+        return Samples(
+            new,
+            reverse.x_0,
+            carry.x_frames.at[frame].set(new),
+            carry.x_0_frames.at[frame].set(reverse.x_0),
+        )
+
+    return jax.lax.fori_loop(0, steps, body, Samples(x, x, buffer, buffer))
