@@ -1,0 +1,1 @@
+"""Networks in Flax Linen; the rest of the package sees init and apply functions only."""

@@ -1,0 +1,197 @@
+"""Layers of the UNet: timestep embedding, group norm, convolutions, attention, resampling."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer, variance_scaling, zeros
+
+GROUPS = 32
+
+fan_in_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+"""Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
+
+
+def _bias_init(fan_in: int) -> Initializer:
+    bound = 1.0 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, minval=-bound, maxval=bound
+    )
+
+
+def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    # float32 means float32: accelerators would otherwise round the factors to fewer bits.
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def conv3(
+    x: jax.Array,
+    features: int,
+    name: str,
+    *,
+    stride: int = 1,
+    zero: bool = False,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """3x3 convolution with one pixel of zero padding on every side, also at stride 2.
+
+    Args:
+        x: [B, H, W, C].
+        features: output channels.
+        name: parameter name within the calling module.
+        stride: 1 or 2. "SAME" padding would differ at stride 2.
+        zero: initialise weight and bias to zero.
+        dtype: type of the computation.
+
+    Returns:
+        [B, ceil(H / stride), ceil(W / stride), features].
+    """
+    return nn.Conv(
+        features,
+        (3, 3),
+        strides=(stride, stride),
+        padding=((1, 1), (1, 1)),
+        kernel_init=zeros if zero else fan_in_uniform,
+        bias_init=zeros if zero else _bias_init(9 * x.shape[-1]),
+        dtype=dtype,
+        precision=_precision(dtype),
+        name=name,
+    )(x)
+
+
+def dense(
+    x: jax.Array,
+    features: int,
+    name: str,
+    *,
+    zero: bool = False,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """Linear map of the last axis; on images, a 1x1 convolution. Arguments as conv3."""
+    return nn.Dense(
+        features,
+        kernel_init=zeros if zero else fan_in_uniform,
+        bias_init=zeros if zero else _bias_init(x.shape[-1]),
+        dtype=dtype,
+        precision=_precision(dtype),
+        name=name,
+    )(x)
+
+
+def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:
+    """Sinusoidal embedding: cosines, then sines, then one zero if dim is odd.
+
+    Vaswani et al. 2017, section 3.5, as used by Ho et al. 2020.
+
+    Args:
+        t: [B], any real values.
+        dim: size of the embedding.
+        max_period: wavelength of the slowest component over 2 pi.
+
+    Returns:
+        [B, dim] float32.
+    """
+    half = dim // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim - 2 * half)))
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation in 32 groups with float32 statistics, as one affine map per channel.
+
+    Wu & He 2018, with epsilon 1e-5. An outer scale and shift (the paper's conditioning, section 3
+    of the appendix: GroupNorm(h) (1 + scale) + shift) are folded into the same map.
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalise [B, H, W, C]; scale and shift are [B, C]. Returns x's shape and type."""
+        channels = x.shape[-1]
+        gamma = self.param("scale", nn.initializers.ones, (channels,))[None, None, None, :]
+        beta = self.param("bias", zeros, (channels,))[None, None, None, :]
+        groups = (x.shape[0], GROUPS, channels // GROUPS)
+        h = x.astype(jnp.float32)
+
+        def per_group(per_channel: jax.Array) -> jax.Array:
+            mean = per_channel.reshape(groups).mean(axis=-1, keepdims=True)
+            return jnp.broadcast_to(mean, groups).reshape(-1, 1, 1, channels)
+
+        mean = per_group(h.mean(axis=(1, 2)))
+        variance = per_group(((h - mean) ** 2).mean(axis=(1, 2)))
+        factor = gamma * jax.lax.rsqrt(variance + 1e-5)
+        offset = beta - mean * factor
+        if scale is not None:
+            outer = 1.0 + scale[:, None, None, :]
+            factor, offset = factor * outer, offset * outer + shift[:, None, None, :]
+        return (h * factor + offset).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all pixels, with a residual connection.
+
+    Attributes:
+        heads: number of heads, a divisor of the channels.
+        dtype: type of the projections; softmax is float32.
+    """
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        batch, height, width, channels = x.shape
+        size = channels // self.heads
+        h = GroupNorm(name="norm")(x).reshape(batch, height * width, channels)
+        qkv = dense(h, 3 * channels, "qkv", dtype=self.dtype)
+        # Channels run head by head, and q, k, v within a head: the order of the released weights.
+        q, k, v = jnp.split(qkv.reshape(batch, -1, self.heads, 3 * size), 3, axis=-1)
+        # Scaling both factors keeps half precision in range.
+        root = size**-0.25
+        precision = _precision(self.dtype)
+        logits = jnp.einsum("bqhc,bkhc->bhqk", q * root, k * root, precision=precision)
+        weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(v.dtype)
+        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v, precision=precision)
+        h = dense(h.reshape(batch, -1, channels), channels, "proj", zero=True, dtype=self.dtype)
+        return x + h.reshape(x.shape)
+
+
+def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
+    """Dropout whose mask belongs to each example, whatever batch or device it is in.
+
+    Args:
+        x: [B, H, W, C].
+        keys: a random key for each example [B]; None leaves x as it is.
+        rate: share of entries set to zero.
+
+    Returns:
+        Same shape as x, scaled by 1 / (1 - rate).
+    """
+    if keys is None or rate == 0.0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Repeat every pixel 2x2: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
+    batch, height, width, channels = x.shape
+    # A broadcast; jax.image.resize has a slow gradient.
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """Mean of every 2x2 block: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    return nn.avg_pool(x, (2, 2), strides=(2, 2), padding="SAME", count_include_pad=False)
+
+
+def upsample_bilinear(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Bilinear resize, half-pixel centres, no anti-aliasing: [B, h, w, C] -> [B, H, W, C]."""
+    shape = (x.shape[0], height, width, x.shape[-1])
+    return jax.image.resize(x, shape, method="bilinear", antialias=False)
