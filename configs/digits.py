@@ -1,0 +1,40 @@
+"""Class-conditional digits, 8x8 grey: minutes on a laptop."""
+
+from iddpm_jax import config as base_config
+
+
+def get_config(variants: str = "") -> base_config.ConfigDict:
+    """The digits config.
+
+    Args:
+        variants: comma-separated, of l_simple, l_hybrid, l_vlb, linear, cosine.
+
+    Returns:
+        ConfigDict.
+    """
+    config = base_config.base()
+    config.data.name = "digits"
+    config.diffusion.T = 1000
+    config.model.width = 32
+    config.model.channel_mult = (1, 2)
+    config.model.num_res_blocks = 1
+    config.model.attention_resolutions = (4,)
+    config.model.class_conditional = True
+    config.train.steps = 700
+    config.train.batch_size = 128
+    config.train.learning_rate = 1e-3
+    config.train.learning_rate_decay = "linear"
+    config.train.warmup_steps = 50
+    config.train.ema_rates = (0.99,)
+    config.train.log_every_steps = 50
+    config.train.sample_every_steps = 500
+    config.train.checkpoint_every_steps = 500
+    config.sample.count = 100
+    config.sample.steps = "100"
+    config.sample.batch_size = 100
+    config.sample.ema_rate = 0.99
+    config.nll.ema_rate = 0.99
+    config.nll.terms = 100
+    config.nll.batch_size = 512
+    base_config.variants(config, variants, {})
+    return config

@@ -1,0 +1,183 @@
+"""From config to objects; the only reader of a config below main.py."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from iddpm_jax import data
+from iddpm_jax.config import check
+from iddpm_jax.diffusion.losses import Objective
+from iddpm_jax.diffusion.process import Process
+from iddpm_jax.diffusion.respacing import respace
+from iddpm_jax.diffusion.reverse import Parametrization
+from iddpm_jax.diffusion.schedules import make_betas
+from iddpm_jax.errors import InputError
+from iddpm_jax.models.unet import Network, UNetSpec, make_network
+
+Built = TypeVar("Built")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """All that defines a diffusion model but its parameters.
+
+    Attributes:
+        betas: of the process it is trained on [T], float64.
+        process: with all T steps.
+        rescale_timesteps: whether the network is fed t * 1000 / T.
+        parametrization: what the network's output stands for.
+        objective: what training minimises.
+        spec: shape of the network.
+        network: its init and apply.
+        image_shape: (H, W, C).
+        num_classes: classes of the data, whether or not the network is told them.
+    """
+
+    betas: np.ndarray
+    process: Process
+    rescale_timesteps: bool
+    parametrization: Parametrization
+    objective: Objective
+    spec: UNetSpec
+    network: Network
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    @property
+    def class_conditional(self) -> bool:
+        """Whether the network is told the class."""
+        return self.spec.num_classes > 0
+
+    def respaced(self, steps: str, key: str) -> Process:
+        """The process with fewer steps, as the config key of this name asks."""
+        return _explained(key, lambda: respace(self.betas, steps, self.rescale_timesteps))
+
+
+def _explained(key: str, make: Callable[[], Built]) -> Built:
+    """Run `make`; an objection to its arguments becomes one line that names the config key."""
+    try:
+        return make()
+    except ValueError as error:
+        raise InputError(f"{key}: {error}") from None
+
+
+def model(config: ConfigDict) -> Model:
+    """The model a config describes.
+
+    Args:
+        config: every key of config.base().
+
+    Returns:
+        Model, without parameters.
+
+    Raises:
+        InputError: one line that names the key and what is allowed.
+    """
+    check(config)
+    source = data.load(config.data.name, "train")
+    settings = config.diffusion
+    betas = _explained("diffusion.schedule", lambda: make_betas(settings.schedule, settings.T))
+    if betas.max() >= 1:
+        raise InputError(
+            f"diffusion.T {settings.T} is too small for the {settings.schedule} schedule: its last "
+            "step would erase the image; use at least 21 steps or the cosine schedule"
+        )
+    process = respace(betas, "", settings.rescale_timesteps)
+    parametrization = _explained(
+        "diffusion", lambda: Parametrization(settings.mean, settings.variance)
+    )
+    objective = _explained("loss.name", lambda: Objective(config.loss.name, config.loss.vlb_weight))
+    spec = _spec(config, source, parametrization)
+    for key in ("sample", "nll"):
+        _explained(f"{key}.steps", lambda: respace(betas, config[key].steps))  # noqa: B023
+    return Model(
+        betas,
+        process,
+        settings.rescale_timesteps,
+        parametrization,
+        objective,
+        spec,
+        make_network(spec),
+        source.image_shape,
+        len(source.class_names),
+    )
+
+
+def _spec(config: ConfigDict, source: data.Source, parametrization: Parametrization) -> UNetSpec:
+    height, width, channels = source.image_shape
+    settings = config.model
+    levels = len(settings.channel_mult)
+    short_side = min(height, width)
+    if short_side < 2 ** (levels - 1):
+        raise InputError(
+            f"model.channel_mult has {levels} levels, but images of {height}x{width} can be halved "
+            f"only {short_side.bit_length() - 1} times; give fewer levels"
+        )
+    factor_of = {-(-short_side // 2**level): 2**level for level in range(levels)}
+    unknown = [size for size in settings.attention_resolutions if size not in factor_of]
+    if unknown:
+        raise InputError(
+            f"model.attention_resolutions has {unknown[0]}, but images of {height}x{width} pass "
+            f"through {', '.join(map(str, factor_of))}; use some of those"
+        )
+    return _explained(
+        "model",
+        lambda: UNetSpec(
+            channels=channels,
+            out_channels=parametrization.output_channels(channels),
+            width=settings.width,
+            channel_mult=tuple(settings.channel_mult),
+            num_res_blocks=settings.num_res_blocks,
+            attention_factors=tuple(factor_of[size] for size in settings.attention_resolutions),
+            num_heads=settings.num_heads,
+            num_heads_upsample=settings.num_heads_upsample,
+            num_classes=len(source.class_names) if settings.class_conditional else 0,
+            dropout=settings.dropout,
+            scale_shift_norm=settings.scale_shift_norm,
+            conv_resample=settings.conv_resample,
+            remat=settings.remat,
+            dtype=_dtype(settings.dtype),
+        ),
+    )
+
+
+def _dtype(name: str) -> str:
+    if name != "auto":
+        return name
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def learning_rate(config: ConfigDict) -> optax.Schedule:
+    """Learning rate of each optimizer step, counted from 0.
+
+    Args:
+        config: its train part is read.
+
+    Returns:
+        Constant, or falling linearly to 0 at train.steps; rising from 0 over train.warmup_steps.
+    """
+    train = config.train
+
+    def rate(step: jax.Array) -> jax.Array:
+        value = train.learning_rate
+        if train.learning_rate_decay == "linear":
+            value = value * (1.0 - step / train.steps)
+        if train.warmup_steps:
+            value = value * jax.numpy.minimum(1.0, (step + 1) / train.warmup_steps)
+        return value
+
+    return rate
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """AdamW (0.9, 0.999, 1e-8), behind a clip of the gradient's norm where one is asked for."""
+    train = config.train
+    adam = optax.adamw(learning_rate(config), weight_decay=train.weight_decay)
+    if not train.gradient_clip:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(train.gradient_clip), adam)

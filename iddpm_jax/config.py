@@ -1,0 +1,319 @@
+"""Every setting, with its unit and the paper's value; and what makes a config impossible."""
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from iddpm_jax.errors import InputError
+
+
+def base() -> ConfigDict:
+    """The config that every file in configs/ starts from: the paper's CIFAR-10 model, without data.
+
+    Returns:
+        ConfigDict with every key there is. Only `train.steps` has no usable default.
+    """
+    c = ConfigDict()
+    c.seed = 0  # of parameters, data order, timesteps, noise and dropout
+
+    c.data = ConfigDict()
+    c.data.name = "digits"  # "digits" (8x8 grey, 10 classes) or "emoji" (32x32 colour, 9 classes)
+    c.data.random_flip = (
+        False  # mirror training images left to right at random; never in evaluation
+    )
+
+    c.diffusion = ConfigDict()
+    c.diffusion.T = 4000  # number of steps; paper: 4000, and 1000 for comparison
+    c.diffusion.schedule = "cosine"  # "cosine" (section 3.2) or "linear" (Ho et al. 2020)
+    c.diffusion.mean = "eps"  # the network predicts "eps", "x_0" or "prev_mean"
+    # "learned_range" (equation 15), "learned" (log-variance), "fixed_small" (beta_tilde) or
+    # "fixed_large" (beta)
+    c.diffusion.variance = "learned_range"
+    c.diffusion.rescale_timesteps = True  # feed the network t * 1000 / T instead of t
+
+    c.loss = ConfigDict()
+    c.loss.name = "l_hybrid"  # "l_simple" (equation 14), "l_hybrid" (16) or "l_vlb" (4)
+    c.loss.vlb_weight = 0.001  # lambda of L_hybrid = L_simple + lambda L_vlb; paper: 0.001
+    # Steps t are drawn "uniform" or by "importance", p_t ~ sqrt(E[L_t^2]) (equation 18; the paper
+    # uses it for L_vlb)
+    c.loss.timesteps = "uniform"
+    c.loss.history_size = 10  # losses remembered per step; paper: 10
+    c.loss.uniform_share = 0.001  # share of draws that stays uniform under importance sampling
+
+    c.model = ConfigDict()
+    c.model.width = 128  # channels of the first level, a multiple of 32
+    c.model.channel_mult = (1, 2, 2, 2)  # width of each level over the first; each halves the size
+    c.model.num_res_blocks = 3  # residual blocks per level
+    c.model.attention_resolutions = (16, 8)  # sizes (shorter side, pixels) with attention
+    c.model.num_heads = 4
+    c.model.num_heads_upsample = 0  # heads in the decoder; 0: as num_heads
+    c.model.class_conditional = False  # tell the network the class of each image
+    c.model.dropout = 0.0  # paper: 0.3 on CIFAR-10, 0 on ImageNet-64
+    c.model.scale_shift_norm = True  # condition by scale and shift (the paper's); else by adding
+    c.model.conv_resample = True  # resample with a convolution; else averages and repetition
+    c.model.remat = False  # recompute activations in the backward pass: less memory, more time
+    c.model.dtype = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on TPU and GPU
+
+    c.train = ConfigDict()
+    c.train.steps = 0  # optimizer steps; must be given. Paper: 500,000 on CIFAR-10
+    c.train.batch_size = 128  # images per optimizer step, over all devices; paper: 128
+    c.train.microbatches = 1  # parts that a device takes its share in, one after the other
+    c.train.learning_rate = 1e-4  # of Adam; paper: 1e-4
+    c.train.learning_rate_decay = "constant"  # "constant", or "linear" to 0 at train.steps
+    c.train.warmup_steps = 0  # steps over which the rate rises from 0
+    c.train.weight_decay = 0.0  # decoupled (AdamW)
+    c.train.gradient_clip = (
+        0.0  # largest global L2 norm of the gradient; 0: off, the paper's choice
+    )
+    c.train.ema_rates = (0.9999,)  # decay per step of each running average of the parameters
+    c.train.log_every_steps = 100  # write metrics and update the curves
+    c.train.sample_every_steps = 10000  # write a grid of samples; 0: never
+    c.train.checkpoint_every_steps = 10000  # save; the end is always saved
+    c.train.keep_checkpoints = 2  # newest checkpoints kept
+
+    c.sample = ConfigDict()
+    c.sample.count = 64  # images
+    c.sample.steps = "250"  # "" for all T, "250", "10,15,20" per section, or "ddim50"
+    c.sample.sampler = "ancestral"  # or "ddim"
+    c.sample.eta = 0.0  # noise in DDIM: 0 none, 1 as much as ancestral
+    c.sample.classes = ()  # classes to take in turn, such as (0, 3, 3); (): all of them in turn
+    c.sample.ema_rate = 0.9999  # which average of the parameters; 0 for the parameters themselves
+    c.sample.batch_size = 64  # images at a time, over all devices
+    c.sample.clip_x_0 = True  # clip predicted images to [-1, 1] at every step
+    c.sample.seed = 0  # sample i depends on (seed, i) alone
+    c.sample.png = False  # write every image as a PNG of its own as well
+
+    c.nll = ConfigDict()
+    c.nll.split = "test"
+    c.nll.steps = ""  # as sample.steps; "" gives the bound of all T steps
+    c.nll.terms = 0  # steps t evaluated per image, spread evenly at random; 0: every one
+    c.nll.ema_rate = 0.9999  # as sample.ema_rate
+    c.nll.batch_size = 256  # (image, t) pairs at a time, over all devices
+    c.nll.clip_x_0 = True  # as OpenAI's evaluation; training never clips
+    c.nll.seed = 0
+    return c.lock()
+
+
+def variants(
+    config: ConfigDict, names: str, own: Mapping[str, Callable[[ConfigDict], None]]
+) -> None:
+    """Apply the variants named after the colon of --config, such as digits.py:l_vlb,linear.
+
+    Args:
+        config: changed in place.
+        names: comma-separated; "" for none.
+        own: variants of this config file beside the common l_simple, l_hybrid, l_vlb, linear and
+            cosine; each changes the config in place.
+
+    Raises:
+        InputError: a name that is not known, with those that are.
+    """
+    known = {**COMMON_VARIANTS, **own}
+    for name in filter(None, names.split(",")):
+        if name not in known:
+            raise InputError(f"variant {name!r} is unknown; use one of {', '.join(known)}")
+        known[name](config)
+
+
+def _l_simple(config: ConfigDict) -> None:
+    config.loss.name = "l_simple"
+    config.diffusion.variance = "fixed_large"
+
+
+def _l_hybrid(config: ConfigDict) -> None:
+    config.loss.name = "l_hybrid"
+    config.diffusion.variance = "learned_range"
+
+
+def _l_vlb(config: ConfigDict) -> None:
+    config.loss.name = "l_vlb"
+    config.loss.timesteps = "importance"
+    config.diffusion.variance = "learned_range"
+
+
+def _schedule(name: str) -> Callable[[ConfigDict], None]:
+    return lambda config: config.diffusion.update(schedule=name)
+
+
+COMMON_VARIANTS = {
+    "l_simple": _l_simple,
+    "l_hybrid": _l_hybrid,
+    "l_vlb": _l_vlb,
+    "linear": _schedule("linear"),
+    "cosine": _schedule("cosine"),
+}
+
+
+def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every (dotted key, value) of a config."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+# Key -> (allowed, in words). The words also serve the error message.
+_CHOICES = {
+    "loss.timesteps": ("uniform", "importance"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "train.learning_rate_decay": ("constant", "linear"),
+    "sample.sampler": ("ancestral", "ddim"),
+    "nll.split": ("train", "test"),
+}
+_AT_LEAST = {
+    **dict.fromkeys(
+        (
+            "diffusion.T loss.history_size model.width model.num_res_blocks model.num_heads "
+            "train.batch_size train.microbatches train.log_every_steps train.keep_checkpoints "
+            "train.checkpoint_every_steps sample.count sample.batch_size nll.batch_size"
+        ).split(),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            "seed sample.seed nll.seed nll.terms model.num_heads_upsample train.warmup_steps "
+            "train.weight_decay train.gradient_clip train.sample_every_steps loss.vlb_weight"
+        ).split(),
+        0,
+    ),
+}
+_FROM_0_TO_1 = "loss.uniform_share model.dropout sample.eta sample.ema_rate nll.ema_rate".split()
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse a config that cannot work, key by key and then across keys.
+
+    Names of losses, schedules and parametrisations are left to the code that knows them (build.py).
+
+    Args:
+        config: as base(), changed.
+
+    Raises:
+        InputError: one line that names the key, what is allowed and what to change.
+    """
+    values = dict(flat(config))
+    for key, default in flat(base()):
+        _check_type(key, values[key], default)
+    for key, allowed in _CHOICES.items():
+        if values[key] not in allowed:
+            raise InputError(f"{key} is {values[key]!r}; use one of {', '.join(allowed)}")
+    for key, least in _AT_LEAST.items():
+        if not values[key] >= least:
+            raise InputError(f"{key} is {values[key]}; it must be at least {least}")
+    for key in _FROM_0_TO_1:
+        if not 0 <= values[key] <= 1:
+            raise InputError(f"{key} is {values[key]}; it must lie from 0 to 1")
+    _check_together(config)
+
+
+def _check_type(key: str, value: object, default: object) -> None:
+    if isinstance(default, tuple):
+        kind = float if key == "train.ema_rates" else int
+        ok = isinstance(value, tuple | list) and all(type(v) is kind for v in value)
+        wanted = f"a tuple of {'numbers' if kind is float else 'whole numbers'}"
+    elif isinstance(default, float):
+        ok = type(value) in (int, float) and abs(value) < float("inf")
+        wanted = "a finite number"
+    else:
+        ok = type(value) is type(default)
+        wanted = {int: "a whole number", bool: "true or false", str: "a word"}[type(default)]
+    if not ok:
+        raise InputError(f"{key} is {value!r}; it must be {wanted}, such as {default!r}")
+
+
+def _check_together(config: ConfigDict) -> None:
+    train, model = config.train, config.model
+    if train.steps < 1:
+        raise InputError(
+            f"train.steps is {train.steps}; say how long to train, such as "
+            "--config.train.steps=100000"
+        )
+    if not train.learning_rate > 0:
+        raise InputError(f"train.learning_rate is {train.learning_rate}; it must be above 0")
+    if train.batch_size % train.microbatches:
+        raise InputError(
+            f"train.batch_size {train.batch_size} is not divisible by {train.microbatches} "
+            "microbatches; change one of them"
+        )
+    if not all(0 < rate < 1 for rate in train.ema_rates):
+        raise InputError(
+            f"train.ema_rates is {train.ema_rates}; each rate must lie between 0 and 1"
+        )
+    if not model.channel_mult or min(model.channel_mult) < 1:
+        raise InputError(f"model.channel_mult is {model.channel_mult}; each must be 1 or more")
+    for key in ("sample", "nll"):
+        rate = config[key].ema_rate
+        if rate != 0 and rate not in train.ema_rates:
+            raise InputError(
+                f"{key}.ema_rate is {rate}, but train.ema_rates has {tuple(train.ema_rates)}; "
+                "use one of those, or 0 for the parameters themselves"
+            )
+    learned = config.diffusion.variance.startswith("learned")
+    if config.loss.name == "l_simple" and learned:
+        raise InputError(
+            "loss.name l_simple does not train a learned variance; set diffusion.variance to "
+            "fixed_small or fixed_large, or loss.name to l_hybrid"
+        )
+    if config.loss.name == "l_hybrid" and not learned:
+        raise InputError(
+            "loss.name l_hybrid exists to train a learned variance; set diffusion.variance to "
+            "learned_range, or loss.name to l_simple"
+        )
+
+
+# A run may go on with other values of these; any other change makes it another run.
+FREE_ON_RESUME = ("sample.", "nll.", "train.steps", "train.keep_checkpoints")
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """What keeps a run under `old` from going on under `new`: lines "key: old -> new"."""
+    before = dict(flat(old))
+    return [
+        f"{key}: {before[key]} -> {value}"
+        for key, value in flat(new)
+        if value != before[key]
+        and not key.startswith(FREE_ON_RESUME)
+        and not key.endswith("_every_steps")
+    ]
+
+
+def save(config: ConfigDict, path: Path) -> None:
+    """Write a config as JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def load(path: Path) -> ConfigDict:
+    """Read a config written by save; keys added to base() since then take their defaults.
+
+    Args:
+        path: a config.json.
+
+    Returns:
+        ConfigDict with every key of base().
+
+    Raises:
+        InputError: unreadable, or with keys that no longer exist.
+    """
+    try:
+        stored = ConfigDict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as a config ({error})") from None
+    config = base()
+    defaults = dict(flat(config))
+    for key, value in flat(stored):
+        if key not in defaults:
+            raise InputError(f"{path} has a key {key!r} that does not exist{suggestion(key)}")
+        value = tuple(value) if isinstance(defaults[key], tuple) else value
+        _check_type(key, value, defaults[key])
+        config.update_from_flattened_dict({key: value})
+    return config
+
+
+def suggestion(key: str) -> str:
+    """ "; did you mean ...?" for a misspelled key, or ""."""
+    close = difflib.get_close_matches(key, [k for k, _ in flat(base())], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
