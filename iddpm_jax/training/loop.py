@@ -1,0 +1,264 @@
+"""The run: next batch, step, log the step before, save, sample, stop. Nothing numerical."""
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from iddpm_jax import build, data
+from iddpm_jax.diffusion import importance
+from iddpm_jax.errors import DivergedError
+from iddpm_jax.models.unet import layout
+from iddpm_jax.training.checkpoint import Checkpoints
+from iddpm_jax.training.metrics import Reporter
+from iddpm_jax.training.parallel import (
+    batch_sharding,
+    check_batch,
+    make_mesh,
+    replicated,
+    to_devices,
+)
+from iddpm_jax.training.state import Params, TrainState, init_state
+from iddpm_jax.training.step import StepSettings, make_train_step
+
+# Measured on two CPU cores with the models of configs/digits.py and configs/emoji.py.
+COMPILE_SECONDS_PER_LAYER = 0.7
+
+Preview = Callable[[build.Model, Params, Mesh, int], np.ndarray]
+"""(model, parameters, mesh, step) -> grid of samples, uint8 [H, W, C], written to disk as well."""
+
+
+def new_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable[[], TrainState]:
+    """A compiled function that makes the state before the first step, on every device."""
+    loss = config.loss
+
+    def init() -> TrainState:
+        history = None
+        if loss.timesteps == "importance":
+            history = importance.init(model.process.T, loss.history_size)
+        return init_state(
+            jax.random.key(config.seed),
+            model.network,
+            model.image_shape,
+            build.optimizer(config),
+            config.train.ema_rates,
+            history,
+        )
+
+    return jax.jit(init, out_shardings=replicated(mesh))
+
+
+def restore(
+    config: ConfigDict, model: build.Model, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, dict]:
+    """The newest saved state and data position.
+
+    Args:
+        config: of the run.
+        model: built from it.
+        mesh: devices to put the state on; any number of them.
+        checkpoints: of the run.
+
+    Returns:
+        (state, position of the data iterator).
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    shapes = jax.eval_shape(new_state(config, model, mesh))
+    like = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), shapes
+    )
+    return checkpoints.restore(like)
+
+
+def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable:
+    """The jitted training step of a config; see step.make_train_step."""
+    settings = StepSettings(
+        seed=config.seed,
+        microbatches=config.train.microbatches,
+        ema_rates=tuple(config.train.ema_rates),
+        uniform_share=config.loss.uniform_share,
+        class_conditional=model.class_conditional,
+        dropout=config.model.dropout > 0,
+    )
+    return make_train_step(
+        model.network,
+        model.process,
+        model.parametrization,
+        model.objective,
+        build.optimizer(config),
+        settings,
+        mesh,
+    )
+
+
+class _StopRequest:
+    """Turns Ctrl-C and SIGTERM into a flag that the loop looks at between steps."""
+
+    def __init__(self):
+        self.signal: str | None = None
+
+    def __enter__(self) -> "_StopRequest":
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.signal:
+            # Asked twice: stop at once.
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+        self.signal = signal.Signals(number).name
+
+
+def train(config: ConfigDict, workdir: Path, preview: Preview) -> TrainState | None:
+    """Train to config.train.steps, from the newest checkpoint in workdir if there is one.
+
+    Args:
+        config: checked and, where the workdir has one, equal to the run's.
+        workdir: checkpoints/, metrics.jsonl, progress.csv and tensorboard/ are written here.
+        preview: makes a grid of samples every train.sample_every_steps.
+
+    Returns:
+        The final state, or None if the run was asked to stop early (it is saved).
+
+    Raises:
+        InputError: a damaged checkpoint, or a batch that the devices cannot share.
+        DivergedError: the loss is not finite.
+    """
+    settings = config.train
+    model = build.model(config)
+    mesh = make_mesh()
+    check_batch(mesh, settings.batch_size, settings.microbatches)
+    source = data.load(config.data.name, "train")
+    batches = data.training_batches(
+        source, settings.batch_size, config.seed, config.data.random_flip
+    )
+    with Checkpoints(workdir / "checkpoints", settings.keep_checkpoints) as checkpoints:
+        if checkpoints.latest is None:
+            state = new_state(config, model, mesh)()
+        else:
+            state, position = restore(config, model, mesh, checkpoints)
+            batches.set_state(position)
+            print(f"continuing from step {checkpoints.latest}")
+        start = int(state.step)
+        if start >= settings.steps:
+            print(f"already trained to step {start}; raise train.steps to go on")
+            return state
+        _describe(config, model, mesh, state)
+        step = _compiled(
+            step_function(config, model, mesh), state, settings.batch_size, model, mesh
+        )
+        report = (start, settings.steps, settings.batch_size, settings.log_every_steps)
+        with Reporter(workdir, *report) as reporter, _StopRequest() as stop:
+            return _run(
+                config, model, mesh, step, state, batches, checkpoints, reporter, preview, stop
+            )
+
+
+def _run(
+    config: ConfigDict,
+    model: build.Model,
+    mesh: Mesh,
+    step: Callable,
+    state: TrainState,
+    batches: grain.DatasetIterator,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    preview: Preview,
+    stop: _StopRequest,
+) -> TrainState | None:
+    """All steps that are left."""
+    settings = config.train
+    rate = build.learning_rate(config)
+    in_flight: deque[tuple[int, dict[str, jax.Array]]] = deque()
+
+    def report_down_to(left: int) -> None:
+        while len(in_flight) > left:
+            now, metrics = in_flight.popleft()
+            metrics = jax.device_get(metrics)
+            _check_finite(now, metrics, checkpoints)
+            reporter.step(now, metrics, {"learning_rate": float(rate(now - 1))})
+
+    for now in range(int(state.step) + 1, settings.steps + 1):
+        state, metrics = step(state, to_devices(mesh, next(batches)))
+        in_flight.append((now, metrics))
+        # The device is at work on this step while the host reads the one before.
+        report_down_to(1)
+
+        ends = now == settings.steps or stop.signal is not None
+        save = ends or now % settings.checkpoint_every_steps == 0
+        show = settings.sample_every_steps and now % settings.sample_every_steps == 0
+        if not (save or show):
+            continue
+        report_down_to(0)
+        reporter.pause()
+        if save:
+            checkpoints.save(now, state, batches.get_state(), config.to_dict())
+        if show and stop.signal is None:
+            weights = state.weights(config.sample.ema_rate)
+            reporter.writer.image(now, "samples", preview(model, weights, mesh, now))
+        reporter.resume()
+        if stop.signal is not None and now < settings.steps:
+            checkpoints.wait()
+            tqdm.write(f"{stop.signal}: saved at step {now}; the same command continues from there")
+            return None
+    return state
+
+
+def _check_finite(now: int, metrics: dict[str, np.ndarray], checkpoints: Checkpoints) -> None:
+    if np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"]):
+        return
+    good = checkpoints.latest
+    where = "there is no checkpoint yet"
+    if good is not None:
+        where = f"the last good checkpoint is {checkpoints.path(good)}"
+    raise DivergedError(
+        f"the loss is not finite at step {now}; {where}; try a lower train.learning_rate or "
+        "train.gradient_clip=1 in a new --workdir"
+    )
+
+
+def _describe(config: ConfigDict, model: build.Model, mesh: Mesh, state: TrainState) -> None:
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    height, width, channels = model.image_shape
+    print(
+        f"{config.data.name} {height}x{width}x{channels}"
+        f"{', class-conditional' if model.class_conditional else ''}; "
+        f"{parameters:,} parameters, {model.spec.dtype}; {config.loss.name}, "
+        f"{config.diffusion.schedule} schedule, T = {model.process.T}; "
+        f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''}"
+    )
+
+
+def _compiled(
+    step: Callable, state: TrainState, batch_size: int, model: build.Model, mesh: Mesh
+) -> Callable:
+    """Compile for the shapes at hand, saying so."""
+    sharding = batch_sharding(mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct(
+            (batch_size, *model.image_shape), np.uint8, sharding=sharding
+        ),
+        "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=sharding),
+    }
+    plan = layout(model.spec)
+    layers = sum(len(block) for block in [*plan.encoder, plan.middle, *plan.decoder])
+    seconds = COMPILE_SECONDS_PER_LAYER * layers
+    print(f"compiling, about {seconds:.0f} s, less from the cache ...", end=" ", flush=True)
+    begin = time.monotonic()
+    compiled = step.lower(state, batch).compile()
+    print(f"done in {time.monotonic() - begin:.0f} s")
+    return compiled
