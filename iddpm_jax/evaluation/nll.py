@@ -1,0 +1,174 @@
+"""Bits per dimension of a data split: the prior and every term L_t of the bound (section 2.1)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from iddpm_jax import build, data
+from iddpm_jax.diffusion.losses import bound_term, mean_flat, prior_term
+from iddpm_jax.diffusion.process import eps_from_x_0, q_sample
+from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
+from iddpm_jax.images import to_float
+from iddpm_jax.training.parallel import check_batch, map_batch, to_devices
+from iddpm_jax.training.state import Params
+
+TABLES = ("l_t", "x_0_mse", "eps_mse")
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """The bound of every image, in bits/dim.
+
+    Attributes:
+        t: original index of each step of the process in use [K], ascending.
+        l_t: terms L_0 ... L_{K-1} [N, K]; NaN where a term was not evaluated.
+        x_0_mse, eps_mse: squared errors of the predicted x_0 and eps [N, K].
+        prior: L_T [N].
+    """
+
+    t: np.ndarray
+    l_t: np.ndarray
+    x_0_mse: np.ndarray
+    eps_mse: np.ndarray
+    prior: np.ndarray
+
+    @property
+    def per_image(self) -> np.ndarray:
+        """Bound of each image [N]; estimated from the terms at hand where some are missing."""
+        return np.nanmean(self.l_t, axis=1) * len(self.t) + self.prior
+
+    @property
+    def bits_per_dim(self) -> float:
+        """Mean over the images."""
+        return float(self.per_image.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of bits_per_dim, from the spread between images; 0 for a single image."""
+        count = len(self.prior)
+        return float(self.per_image.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+
+    @property
+    def decoder(self) -> float:
+        """Mean of L_0, -log p(x_0 | x_1), bits/dim."""
+        return float(np.nanmean(self.l_t[:, 0])) if not np.isnan(self.l_t[:, 0]).all() else np.nan
+
+    def save(self, path: Path) -> None:
+        """Write as .npz: t, l_t, x_0_mse, eps_mse, prior, total (per image), bits_per_dim."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            path,
+            **dataclasses.asdict(self),
+            total=self.per_image,
+            bits_per_dim=self.bits_per_dim,
+            standard_error=self.standard_error,
+        )
+
+
+def steps_of_images(count: int, K: int, terms: int, seed: int) -> np.ndarray:
+    """Which terms are evaluated for each image.
+
+    Args:
+        count: number of images.
+        K: number of steps of the process.
+        terms: how many per image; 0 means all. Fewer are stratified: one is drawn from each of that
+            many equal parts of the process, anew for every image.
+        seed: of the draw.
+
+    Returns:
+        [count, K or terms], ascending in each row.
+    """
+    if terms == 0 or terms >= K:
+        return np.broadcast_to(np.arange(K), (count, K))
+    rng = np.random.default_rng(seed)
+    edges = np.arange(terms + 1) * K / terms
+    places = edges[:-1] + rng.random((count, terms)) * np.diff(edges)
+    return np.minimum(places.astype(np.int64), K - 1)
+
+
+@functools.cache
+def _terms_function(
+    network: Callable, parametrization: Parametrization, clip: bool, mesh: Mesh
+) -> Callable:
+    """Compiled (params, process, key), (image, label, index, t) -> entries of TABLES [B]."""
+    transform = clip_x_0 if clip else None
+
+    def terms(shared: tuple, batch: tuple) -> tuple[jax.Array, ...]:
+        params, process, key = shared
+        image, y, index, t = batch
+        x_0 = to_float(image)
+
+        def noise(i: jax.Array, t: jax.Array) -> jax.Array:
+            image_key = jax.random.fold_in(key, i)
+            return jax.random.normal(jax.random.fold_in(image_key, t), x_0.shape[1:])
+
+        eps = jax.vmap(noise)(index, t)
+        x_t = q_sample(process, x_0, t, eps)
+        output = network(params, x_t, process.model_t[t], y)
+        l_t, reverse = bound_term(process, parametrization, output, x_0, x_t, t, transform)
+        predicted_eps = eps_from_x_0(process, x_t, t, reverse.x_0)
+        return l_t, mean_flat((reverse.x_0 - x_0) ** 2), mean_flat((predicted_eps - eps) ** 2)
+
+    return map_batch(terms, mesh)
+
+
+def evaluate(
+    config: ConfigDict, model: build.Model, params: Params, mesh: Mesh, progress: bool = True
+) -> Likelihood:
+    """The variational bound of a whole split, each image once.
+
+    Nichol & Dhariwal 2021, equations 4 to 7.
+
+    Args:
+        config: its nll part is read.
+        model: the model.
+        params: its parameters, or an average of them.
+        mesh: devices that share each batch.
+        progress: show a bar.
+
+    Returns:
+        Likelihood of every image. Noise depends on (seed, image, step) alone.
+
+    Raises:
+        InputError: impossible steps, or a batch the devices cannot share.
+    """
+    settings = config.nll
+    check_batch(mesh, settings.batch_size)
+    process = model.respaced(settings.steps, "nll.steps")
+    source = data.load(config.data.name, settings.split)
+    examples = [source[i] for i in range(len(source))]
+    images = np.stack([e["image"] for e in examples])
+    labels = np.stack([e["label"] for e in examples]) if model.class_conditional else None
+    steps = steps_of_images(len(images), process.T, settings.terms, settings.seed)
+
+    function = _terms_function(model.network.apply, model.parametrization, settings.clip_x_0, mesh)
+    shared = (params, process, jax.random.key(settings.seed))
+    tables = {name: np.full((len(images), process.T), np.nan, np.float32) for name in TABLES}
+    with tqdm(total=steps.size, desc="bits/dim", unit="term", disable=not progress) as bar:
+        for pair, real in data.padded_chunks(steps.size, settings.batch_size):
+            i, t = pair // steps.shape[1], steps.reshape(-1)[pair]
+            y = None if labels is None else labels[i]
+            batch = to_devices(mesh, (images[i], y, i.astype(np.int32), t.astype(np.int32)))
+            for name, values in zip(TABLES, jax.device_get(function(shared, batch)), strict=True):
+                tables[name][i[:real], t[:real]] = values[:real]
+            bar.update(real)
+    prior = jax.device_get(jax.jit(prior_term)(process, to_float(images)))
+    return Likelihood(t=np.asarray(process.timesteps), prior=prior, **tables)
+
+
+def summary(likelihood: Likelihood) -> str:
+    """One line for people."""
+    K = len(likelihood.t)
+    known = int((~np.isnan(likelihood.l_t)).sum(axis=1).mean())
+    return (
+        f"{likelihood.bits_per_dim:.4f} +- {likelihood.standard_error:.4f} bits/dim "
+        f"(prior {likelihood.prior.mean():.5f}, L_0 {likelihood.decoder:.4f}; "
+        f"{len(likelihood.prior)} images, {known} of {K} terms each)"
+    )
