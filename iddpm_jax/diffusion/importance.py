@@ -13,8 +13,7 @@ class History:
 
     Attributes:
         losses: [T, N] float32, each row a ring buffer of the last N unweighted losses at that step.
-            The
-            order within a row has no meaning: only the mean of squares is used.
+            The order within a row has no meaning: only the mean of squares is used.
         seen: [T] int32, number of losses seen so far at each step.
     """
 

@@ -52,6 +52,8 @@ def _whole_stride(T: int, count: int) -> np.ndarray:
 
 
 def _sections(T: int, counts: list[int]) -> np.ndarray:
+    if not counts:
+        raise ValueError("an empty list of counts keeps no step; give at least one count")
     base, extra = divmod(T, len(counts))
     steps = []
     start = 0

@@ -20,6 +20,8 @@ def linear_betas(T: int) -> np.ndarray:
     Raises:
         ValueError: T is too small.
     """
+    if T < 1:
+        raise ValueError(f"a schedule needs at least one step, got T = {T}")
     scale = 1000 / T
     if T < 20:
         raise ValueError(
