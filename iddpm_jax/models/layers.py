@@ -102,8 +102,8 @@ def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> j
 class GroupNorm(nn.Module):
     """Group normalisation in 32 groups with float32 statistics, as one affine map per channel.
 
-    Wu & He 2018, with epsilon 1e-5. An outer scale and shift (the paper's conditioning, section 3
-    of the appendix: GroupNorm(h) (1 + scale) + shift) are folded into the same map.
+    Wu & He 2018, with epsilon 1e-5. An outer scale and shift, the paper's conditioning (appendix A:
+    GroupNorm(h) (1 + scale) + shift), are folded into the same map.
     """
 
     @nn.compact

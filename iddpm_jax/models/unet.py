@@ -28,7 +28,7 @@ class UNetSpec:
     """Everything that shapes a UNet.
 
     Attributes:
-        channels: channels of the images, C.
+        channels: channels of the network's input, C; of a super-resolution network 2 C.
         out_channels: channels of the output, 2 C where the variance is learned.
         width: channels of the first level, a multiple of 32.
         channel_mult: width of each level over the first; every level halves the resolution.
@@ -62,6 +62,8 @@ class UNetSpec:
     dtype: str = "float32"
 
     def __post_init__(self):
+        if self.num_heads < 1 or self.num_heads_upsample < 0:
+            raise ValueError("num_heads must be at least 1, num_heads_upsample at least 0")
         for mult in self.channel_mult:
             if self.width * mult % GROUPS:
                 raise ValueError(f"width {self.width} x {mult} is not a multiple of {GROUPS}")

@@ -1,0 +1,264 @@
+"""Layers against numpy float64, closed forms and recorded values."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_cases import SMALL, assert_close, cases, load, to_nchw, to_nhwc
+
+from iddpm_jax.models.layers import (
+    GROUPS,
+    Attention,
+    GroupNorm,
+    average_pool,
+    conv3,
+    dense,
+    dropout,
+    timestep_embedding,
+    upsample_bilinear,
+    upsample_nearest,
+)
+
+NETWORKS = "07_unet.npz"
+EXTRAS = "09_extras.npz"
+
+
+class Layer(nn.Module):
+    """A layer function as a module of its own."""
+
+    function: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        return self.function(x)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def reference_group_norm(x, gamma, beta, scale=None, shift=None) -> np.ndarray:
+    """Group by group in float64."""
+    x = np.asarray(x, np.float64)
+    normalised = np.empty_like(x)
+    for example in range(x.shape[0]):
+        for channels in np.split(np.arange(x.shape[-1]), GROUPS):
+            group = x[example, :, :, channels]
+            normalised[example, :, :, channels] = (group - group.mean()) / np.sqrt(
+                group.var() + 1e-5
+            )
+    h = normalised * gamma + beta
+    return h if scale is None else h * (1.0 + scale[:, None, None]) + shift[:, None, None]
+
+
+# Timestep embedding
+
+
+@pytest.mark.parametrize(("name", "case"), cases(NETWORKS, "timestep_embedding"))
+def test_timestep_embedding_matches_the_recording(name, case):
+    t = jnp.asarray(load(NETWORKS)[f"{name}/timesteps"])
+    embedding = timestep_embedding(t, case["dim"], case["max_period"])
+    assert embedding.dtype == jnp.float32
+    assert_close(NETWORKS, f"{name}/embedding", embedding, SMALL)
+
+
+def test_timestep_embedding_is_cosines_then_sines_then_zero():
+    t = np.array([0.0, 1.0, 2.5])
+    embedding = np.asarray(timestep_embedding(jnp.asarray(t), 5, 100.0))
+    angles = t[:, None] * np.array([1.0, 0.1])
+    expected = np.concatenate([np.cos(angles), np.sin(angles), np.zeros((3, 1))], axis=1)
+    np.testing.assert_allclose(embedding, expected, atol=1e-6)
+
+
+# Group norm
+
+
+@pytest.mark.parametrize("channels", [32, 64, 160])
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_group_norm_matches_float64(channels, conditioned):
+    x = 3.0 * normal(0, 2, 5, 4, channels) + normal(1, channels)
+    gamma, beta = normal(2, channels), normal(3, channels)
+    outer = (normal(4, 2, channels), normal(5, 2, channels)) if conditioned else ()
+    out = GroupNorm().apply({"params": {"scale": gamma, "bias": beta}}, x, *outer)
+    np.testing.assert_allclose(out, reference_group_norm(x, gamma, beta, *outer), atol=2e-5)
+
+
+def test_group_norm_survives_a_large_mean():
+    x = 1000.0 + normal(0, 2, 16, 16, 64)
+    gamma, beta = np.ones(64), np.zeros(64)
+    out = GroupNorm().apply({"params": {"scale": gamma, "bias": beta}}, x)
+    # The mean of the squares less the square of the mean would be off by several per cent.
+    np.testing.assert_allclose(out, reference_group_norm(x, gamma, beta), atol=1e-3)
+
+
+def test_group_norm_of_bfloat16_keeps_float32_statistics():
+    x = jnp.asarray(8.0 + normal(0, 2, 32, 32, 32), jnp.bfloat16)
+    gamma, beta = np.ones(32), np.zeros(32)
+    out = GroupNorm().apply({"params": {"scale": gamma, "bias": beta}}, x)
+    assert out.dtype == jnp.bfloat16
+    expected = reference_group_norm(x.astype(jnp.float32), gamma, beta)
+    # Rounding the result costs 2^-9 of it; statistics in bfloat16 would be off by per cents.
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, rtol=2**-8, atol=1e-4)
+
+
+# Attention
+
+
+def attention_params(channels: int) -> dict:
+    return {
+        "norm": {"scale": 1.0 + 0.1 * normal(0, channels), "bias": 0.1 * normal(1, channels)},
+        "qkv": {
+            # Large enough that the softmax is far from uniform.
+            "kernel": 1.5 * normal(2, channels, 3 * channels) / np.float32(channels**0.5),
+            "bias": normal(3, 3 * channels),
+        },
+        "proj": {
+            "kernel": normal(4, channels, channels) / np.float32(channels**0.5),
+            "bias": normal(5, channels),
+        },
+    }
+
+
+def reference_attention(x, params: dict, heads: int) -> np.ndarray:
+    """Pixel by pixel in float64; a head's channels are its queries, keys and values in turn."""
+    params = jax.tree.map(lambda array: np.asarray(array, np.float64), params)
+    batch, height, width, channels = x.shape
+    size = channels // heads
+    h = reference_group_norm(x, params["norm"]["scale"], params["norm"]["bias"])
+    qkv = h.reshape(batch, height * width, channels) @ params["qkv"]["kernel"]
+    qkv += params["qkv"]["bias"]
+    attended = np.zeros((batch, height * width, channels))
+    for example in range(batch):
+        for head in range(heads):
+            first = 3 * size * head
+            q, k, v = (qkv[example, :, first + i * size : first + (i + 1) * size] for i in range(3))
+            for pixel in range(height * width):
+                logits = k @ q[pixel] / np.sqrt(size)
+                weights = np.exp(logits - logits.max())
+                weights /= weights.sum()
+                attended[example, pixel, head * size : (head + 1) * size] = weights @ v
+    out = attended @ params["proj"]["kernel"] + params["proj"]["bias"]
+    return np.asarray(x, np.float64) + out.reshape(x.shape)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_attention_matches_float64(heads):
+    x, params = normal(6, 2, 3, 5, 64), attention_params(64)
+    out = Attention(heads).apply({"params": params}, x)
+    np.testing.assert_allclose(out, reference_attention(x, params, heads), atol=2e-5)
+
+
+def test_attention_starts_as_the_identity():
+    x = jnp.asarray(normal(6, 2, 3, 4, 32))
+    out, _ = jax.jit(Attention(2).init_with_output)(jax.random.key(0), x)
+    np.testing.assert_array_equal(out, x)
+
+
+# Convolutions and linear maps
+
+
+@pytest.mark.parametrize(
+    ("stride", "size", "covered"),
+    [
+        (1, 4, [2, 3, 3, 2]),
+        (2, 4, [2, 3]),  # padding one side only would give 3, 2
+        (2, 5, [2, 3, 2]),
+        (2, 1, [1]),
+    ],
+)
+def test_conv3_pads_one_pixel_on_every_side(stride, size, covered):
+    layer = Layer(lambda x: conv3(x, 1, "conv", stride=stride))
+    params = {"conv": {"kernel": jnp.ones((3, 3, 1, 1)), "bias": jnp.zeros(1)}}
+    out = layer.apply({"params": params}, jnp.ones((1, size, 6, 1)))
+    # Along the other axis the second output sees three pixels at either stride.
+    np.testing.assert_array_equal(out[0, :, 1, 0], 3.0 * np.array(covered))
+
+
+@pytest.mark.parametrize(
+    ("function", "fan_in"),
+    [
+        (lambda x: conv3(x, 64, "layer"), 9 * 48),
+        (lambda x: dense(x, 512, "layer"), 48),
+    ],
+    ids=["conv3", "dense"],
+)
+def test_weights_start_uniform_within_the_root_of_fan_in(function, fan_in):
+    init = jax.jit(Layer(function).init)
+    params = init(jax.random.key(0), jnp.zeros((1, 4, 4, 48)))["params"]["layer"]
+    bound = 1.0 / np.sqrt(fan_in)
+    kernel, bias = np.asarray(params["kernel"]).ravel(), np.asarray(params["bias"])
+    for values in (kernel, bias):
+        assert 0.9 * bound < np.abs(values).max() <= bound
+    assert abs(kernel.mean()) < 0.02 * bound
+    assert kernel.std() == pytest.approx(bound / np.sqrt(3.0), rel=0.02)
+    # A uniform distribution has half of its mass within half of its range.
+    assert np.mean(np.abs(kernel) < bound / 2) == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("function", [conv3, dense])
+def test_zero_starts_weights_and_biases_at_zero(function):
+    layer = Layer(lambda x: function(x, 8, "layer", zero=True))
+    params = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 16)))["params"]["layer"]
+    assert set(params) == {"kernel", "bias"}
+    assert not any(np.any(array) for array in params.values())
+
+
+# Resampling
+
+
+def test_upsample_nearest_repeats_every_pixel():
+    x = normal(0, 2, 3, 4, 5)
+    np.testing.assert_array_equal(upsample_nearest(x), x.repeat(2, axis=1).repeat(2, axis=2))
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 6), (4, 3), (7, 1), (1, 1)])
+def test_average_pool_takes_the_mean_of_the_pixels_there_are(height, width):
+    x = normal(0, 2, height, width, 3)
+    expected = np.empty((2, -(-height // 2), -(-width // 2), 3))
+    for i in range(expected.shape[1]):
+        for j in range(expected.shape[2]):
+            block = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].astype(np.float64)
+            expected[:, i, j] = block.mean(axis=(1, 2))
+    np.testing.assert_allclose(average_pool(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "case"), cases(EXTRAS, "bilinear_upsample"))
+def test_upsample_bilinear_matches_the_recording(name, case):
+    x = jnp.asarray(to_nhwc(load(EXTRAS)[f"{name}/x"]))
+    assert_close(EXTRAS, f"{name}/y", to_nchw(upsample_bilinear(x, *case["size"])), 2e-5)
+
+
+# Dropout
+
+
+def test_dropout_drops_at_its_rate_and_rescales_the_rest():
+    rate = 0.3
+    x = jnp.full((4, 32, 32, 8), 2.0)
+    out = np.asarray(dropout(x, jax.random.split(jax.random.key(0), 4), rate))
+    kept = out != 0.0
+    np.testing.assert_allclose(out[kept], 2.0 / (1.0 - rate), rtol=1e-6)
+    deviation = np.sqrt(rate * (1.0 - rate) / out.size)
+    assert abs(kept.mean() - (1.0 - rate)) < 4.0 * deviation
+
+
+def test_dropout_masks_differ_between_examples_but_not_between_batches():
+    keys = jax.random.split(jax.random.key(1), 4)
+    x = jnp.ones((4, 6, 5, 3))
+    together = np.asarray(dropout(x, keys, 0.5))
+    for i in range(4):
+        np.testing.assert_array_equal(dropout(x[i : i + 1], keys[i : i + 1], 0.5)[0], together[i])
+    assert len({example.tobytes() for example in together}) == 4
+
+
+def test_dropout_without_keys_or_rate_returns_its_input():
+    x = jnp.asarray(normal(0, 2, 3, 3, 4))
+    assert dropout(x, None, 0.5) is x
+    assert dropout(x, jax.random.split(jax.random.key(0), 2), 0.0) is x
+
+
+def test_dropout_keeps_the_type_of_its_input():
+    x = jnp.ones((2, 3, 3, 4), jnp.bfloat16)
+    assert dropout(x, jax.random.split(jax.random.key(0), 2), 0.5).dtype == jnp.bfloat16
