@@ -101,24 +101,25 @@ def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callabl
     )
 
 
-class _StopRequest:
+class StopRequest:
     """Turns Ctrl-C and SIGTERM into a flag that the loop looks at between steps."""
 
     def __init__(self):
         self.signal: str | None = None
 
-    def __enter__(self) -> "_StopRequest":
+    def __enter__(self) -> "StopRequest":
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None stands for a handler that was not installed from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, _: object) -> None:
         if self.signal:
             # Asked twice: stop at once.
-            signal.signal(number, self._before[number])
+            signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.signal = signal.Signals(number).name
 
@@ -162,13 +163,13 @@ def train(config: ConfigDict, workdir: Path, preview: Preview) -> TrainState | N
             step_function(config, model, mesh), state, settings.batch_size, model, mesh
         )
         report = (start, settings.steps, settings.batch_size, settings.log_every_steps)
-        with Reporter(workdir, *report) as reporter, _StopRequest() as stop:
-            return _run(
+        with Reporter(workdir, *report) as reporter, StopRequest() as stop:
+            return run_steps(
                 config, model, mesh, step, state, batches, checkpoints, reporter, preview, stop
             )
 
 
-def _run(
+def run_steps(
     config: ConfigDict,
     model: build.Model,
     mesh: Mesh,
@@ -178,9 +179,24 @@ def _run(
     checkpoints: Checkpoints,
     reporter: Reporter,
     preview: Preview,
-    stop: _StopRequest,
+    stop: StopRequest,
 ) -> TrainState | None:
-    """All steps that are left."""
+    """Take all steps that are left.
+
+    Args:
+        config: of the run; train.steps says where to end.
+        model, mesh: what runs where.
+        step: compiled training step.
+        state: donated to the first step.
+        batches: data iterator, at the position of the state.
+        checkpoints: to save to.
+        reporter: is told of every step.
+        preview: see train.
+        stop: looked at after every step.
+
+    Returns:
+        The final state, or None if asked to stop early.
+    """
     settings = config.train
     rate = build.learning_rate(config)
     in_flight: deque[tuple[int, dict[str, jax.Array]]] = deque()
@@ -198,7 +214,8 @@ def _run(
         # The device is at work on this step while the host reads the one before.
         report_down_to(1)
 
-        ends = now == settings.steps or stop.signal is not None
+        stopping = stop.signal  # looked at once: it may arrive at any time
+        ends = now == settings.steps or stopping is not None
         save = ends or now % settings.checkpoint_every_steps == 0
         show = settings.sample_every_steps and now % settings.sample_every_steps == 0
         if not (save or show):
@@ -207,13 +224,13 @@ def _run(
         reporter.pause()
         if save:
             checkpoints.save(now, state, batches.get_state(), config.to_dict())
-        if show and stop.signal is None:
+        if show and stopping is None:
             weights = state.weights(config.sample.ema_rate)
             reporter.writer.image(now, "samples", preview(model, weights, mesh, now))
         reporter.resume()
-        if stop.signal is not None and now < settings.steps:
+        if stopping is not None and now < settings.steps:
             checkpoints.wait()
-            tqdm.write(f"{stop.signal}: saved at step {now}; the same command continues from there")
+            tqdm.write(f"{stopping}: saved at step {now}; the same command continues from there")
             return None
     return state
 

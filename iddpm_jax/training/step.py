@@ -120,7 +120,7 @@ def make_train_step(
             for rate in settings.ema_rates
         }
         metrics = _metrics(process.T, examples, losses)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         history = state.history
         if history is not None:
             p = importance.probabilities(history, settings.uniform_share)

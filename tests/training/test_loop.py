@@ -1,0 +1,176 @@
+"""Whole runs: resuming bit for bit, stopping, diverging, damaged checkpoints, what is reported."""
+
+import csv
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tiny_config import tiny
+
+from iddpm_jax import build, data
+from iddpm_jax.errors import DivergedError, InputError
+from iddpm_jax.training import loop
+from iddpm_jax.training.checkpoint import Checkpoints
+from iddpm_jax.training.parallel import make_mesh
+
+IMPORTANCE = {"loss__name": "l_vlb", "loss__timesteps": "importance", "loss__history_size": 2}
+
+
+def no_preview(*_):
+    raise AssertionError("no samples were asked for")
+
+
+def assert_same(a, b):
+    """Equal to the last bit, leaf by leaf."""
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+
+
+def position_after(workdir, config):
+    """Position of the data iterator in the newest checkpoint."""
+    model, mesh = build.model(config), make_mesh()
+    with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
+        return loop.restore(config, model, mesh, checkpoints)[1]
+
+
+def batch_at(config, position):
+    source = data.load(config.data.name, "train")
+    batches = data.training_batches(
+        source, config.train.batch_size, config.seed, config.data.random_flip
+    )
+    batches.set_state(position)
+    return next(batches)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Twenty steps in one go: (config, workdir, final state)."""
+    workdir = tmp_path_factory.mktemp("straight")
+    config = tiny(train__steps=20, model__dropout=0.1, data__random_flip=True, **IMPORTANCE)
+    return config, workdir, jax.device_get(loop.train(config, workdir, no_preview))
+
+
+def test_ten_and_ten_steps_equal_twenty_exactly(straight, tmp_path):
+    config, workdir, expected = straight
+    first = config.copy_and_resolve_references()
+    first.train.steps = 10
+    loop.train(first, tmp_path, no_preview)
+    state = jax.device_get(loop.train(config, tmp_path, no_preview))
+    assert int(state.step) == 20
+    assert int(state.history.seen.sum()) == 20 * 16
+    assert_same(expected, state)
+    positions = [position_after(folder, config) for folder in (workdir, tmp_path)]
+    assert_same(*(batch_at(config, position) for position in positions))
+
+
+def test_stored_state_equals_the_one_in_memory(straight):
+    config, workdir, expected = straight
+    with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
+        stored, _ = loop.restore(config, build.model(config), make_mesh(), checkpoints)
+    assert_same(expected, jax.device_get(stored))
+
+
+def test_run_restores_onto_fewer_devices(straight):
+    config, workdir, expected = straight
+    mesh = make_mesh(jax.devices()[:1])
+    with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
+        stored, _ = loop.restore(config, build.model(config), mesh, checkpoints)
+    assert_same(expected, jax.device_get(stored))
+
+
+def test_finished_run_does_nothing_more(straight, capsys):
+    config, workdir, expected = straight
+    state = loop.train(config, workdir, no_preview)
+    assert "already trained to step 20" in capsys.readouterr().out
+    assert_same(expected, jax.device_get(state))
+
+
+def test_rows_have_rate_losses_quartiles_and_importance(straight):
+    _, workdir, _ = straight
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(2, 21, 2))
+    names = {"loss", "l_simple", "l_vlb", "gradient_norm", "learning_rate", "images_per_second"}
+    names |= {f"{loss}_q{q}" for loss in ("l_simple", "l_vlb") for q in range(4)}
+    assert names | {"warmed_up", "effective_sample_size"} <= rows[0].keys()
+    assert rows[0]["warmed_up"] < rows[-1]["warmed_up"]
+    with (workdir / "progress.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in table] == [row["loss"] for row in rows]
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_rows_after_the_restored_step_are_not_repeated(tmp_path):
+    config = tiny(train__steps=4)
+    loop.train(config, tmp_path, no_preview)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 6, "loss": 1.0}\n{"step": 8, "lo')
+    config.train.steps = 8
+    loop.train(config, tmp_path, no_preview)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert "l_simple" in rows[2]
+
+
+def test_preview_is_asked_for_at_its_steps(tmp_path):
+    seen = []
+
+    def preview(model, params, mesh, step):
+        seen.append(step)
+        return np.zeros((8, 8, 1), np.uint8)
+
+    loop.train(tiny(train__steps=5, train__sample_every_steps=2), tmp_path, preview)
+    assert seen == [2, 4]
+
+
+def test_signal_saves_and_stops(tmp_path):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def preview(model, params, mesh, step):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return np.zeros((8, 8, 1), np.uint8)
+
+    config = tiny(train__steps=50, train__sample_every_steps=3)
+    assert loop.train(config, tmp_path, preview) is None
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest == 4
+    assert signal.signal(signal.SIGTERM, before or signal.SIG_DFL) == signal.SIG_DFL
+
+
+def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
+    config = tiny(train__steps=40, train__checkpoint_every_steps=2)
+    loop.train(tiny(train__steps=2), tmp_path, no_preview)
+    config.train.learning_rate = 1e30
+    with pytest.raises(DivergedError, match=r"not finite at step \d+.*checkpoints/\d+"):
+        loop.train(config, tmp_path, no_preview)
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        state, _ = loop.restore(config, build.model(config), make_mesh(), checkpoints)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
+    config = tiny(train__steps=2)
+    loop.train(config, tmp_path, no_preview)
+    folder = tmp_path / "checkpoints" / "2"
+    largest = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    if damage == "truncate":
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    else:
+        largest.unlink()
+    before = sorted(f for f in folder.rglob("*"))
+    config.train.steps = 4
+    with pytest.raises(InputError, match="cannot be read") as error:
+        loop.train(config, tmp_path, no_preview)
+    assert "\n" not in str(error.value)
+    assert sorted(f for f in folder.rglob("*")) == before
+
+
+def test_old_checkpoints_are_removed(tmp_path):
+    config = tiny(train__steps=6, train__checkpoint_every_steps=2)
+    loop.train(config, tmp_path, no_preview)
+    assert sorted(f.name for f in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
