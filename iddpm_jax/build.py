@@ -1,4 +1,4 @@
-"""From config to objects; the only reader of a config below main.py."""
+"""From config to objects: process, network, optimizer; every objection names its key."""
 
 import dataclasses
 from collections.abc import Callable

@@ -69,7 +69,10 @@ def _digits(split: str) -> ArraySource:
 
 
 def _emoji(split: str) -> ArraySource:
-    """1,906 emoji, 32x32 colour, 9 categories; every tenth is for testing. Easily overfitted."""
+    """1,906 emoji, 32x32 colour, 9 categories; every tenth is for testing.
+
+    Real art, but few and easily overfitted. People are of one skin tone, the default yellow.
+    """
     with resources.files("iddpm_jax").joinpath("assets/emoji32.npz").open("rb") as file:
         arrays = np.load(file)
         return _every(10, arrays["images"], arrays["labels"], arrays["label_names"], split)
@@ -88,7 +91,7 @@ def load(name: str, split: str) -> Source:
         split: "train" or "test".
 
     Returns:
-        The source. People in the emoji set are of one skin tone only.
+        The source.
 
     Raises:
         InputError: unknown name.

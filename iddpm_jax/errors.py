@@ -1,4 +1,4 @@
-"""The one exception that reaches a user as a single line."""
+"""The exceptions that reach a user as a single line."""
 
 
 class InputError(ValueError):

@@ -40,7 +40,7 @@ Examples
 
 Flags
   --config     a file in configs/, with variants after a colon: l_simple, l_hybrid, l_vlb, linear,
-               cosine. May be left out where the workdir holds a run.
+               cosine, and those of the file. May be left out where the workdir holds a run.
   --workdir    folder of the run: its config, checkpoints, curves, samples and results
   --mode       train, sample or nll
   --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)
@@ -197,7 +197,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     written = generate.write(_sample_folder(config, workdir, state), images, classes, False)
     likelihood = nll.evaluate(config, model, state.weights(config.nll.ema_rate), mesh)
     path = _nll_path(config, workdir, state)
-    likelihood.save(path)
+    likelihood.save(path, config.to_dict())
     print(
         f"\nTrained to step {int(state.step)} on {jax.devices()[0].platform}.\n"
         f"  bits/dim     {nll.summary(likelihood)}\n"
@@ -243,21 +243,27 @@ def _nll(config: ConfigDict, workdir: Path) -> None:
     model, mesh, state = _restored(config, workdir)
     likelihood = nll.evaluate(config, model, state.weights(config.nll.ema_rate), mesh)
     path = _nll_path(config, workdir, state)
-    likelihood.save(path)
+    likelihood.save(path, config.to_dict())
     print(nll.summary(likelihood))
     print(f"terms {path}")
 
 
 def _sample_folder(config: ConfigDict, workdir: Path, state) -> Path:
+    """A folder named after all that decides the samples, so that other choices keep theirs."""
     s = config.sample
-    steps = s.steps or config.diffusion.T
-    return workdir / "samples" / f"{int(state.step):08d}_{s.sampler}_{steps}_seed{s.seed}"
+    parts = [f"step{int(state.step):08d}", s.sampler, s.steps or str(config.diffusion.T)]
+    parts += [f"eta{s.eta:g}"] if s.sampler == "ddim" else []
+    parts += ["classes" + "-".join(map(str, s.classes))] if s.classes else []
+    parts += [f"ema{s.ema_rate:g}", *([] if s.clip_x_0 else ["unclipped"]), f"seed{s.seed}"]
+    return workdir / "samples" / "_".join(parts).replace(",", "-")
 
 
 def _nll_path(config: ConfigDict, workdir: Path, state) -> Path:
     n = config.nll
-    steps = n.steps or config.diffusion.T
-    return workdir / "nll" / f"{int(state.step):08d}_{n.split}_{steps}_steps.npz"
+    parts = [f"step{int(state.step):08d}", n.split, f"{n.steps or config.diffusion.T}steps"]
+    parts += [f"{n.terms}terms"] if n.terms else []
+    parts += [f"ema{n.ema_rate:g}", *([] if n.clip_x_0 else ["unclipped"]), f"seed{n.seed}"]
+    return workdir / "nll" / ("_".join(parts).replace(",", "-") + ".npz")
 
 
 if __name__ == "__main__":

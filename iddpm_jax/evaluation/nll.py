@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,12 +29,14 @@ class Likelihood:
 
     Attributes:
         t: original index of each step of the process in use [K], ascending.
+        weight: number of terms that an evaluated one stands for [K]; 1 where all were evaluated.
         l_t: terms L_0 ... L_{K-1} [N, K]; NaN where a term was not evaluated.
         x_0_mse, eps_mse: squared errors of the predicted x_0 and eps [N, K].
         prior: L_T [N].
     """
 
     t: np.ndarray
+    weight: np.ndarray
     l_t: np.ndarray
     x_0_mse: np.ndarray
     eps_mse: np.ndarray
@@ -41,8 +44,8 @@ class Likelihood:
 
     @property
     def per_image(self) -> np.ndarray:
-        """Bound of each image [N]; estimated from the terms at hand where some are missing."""
-        return np.nanmean(self.l_t, axis=1) * len(self.t) + self.prior
+        """Bound of each image [N]; an unbiased estimate where some terms are missing."""
+        return np.nansum(self.l_t * self.weight, axis=1, dtype=np.float64) + self.prior
 
     @property
     def bits_per_dim(self) -> float:
@@ -60,37 +63,43 @@ class Likelihood:
         """Mean of L_0, -log p(x_0 | x_1), bits/dim."""
         return float(np.nanmean(self.l_t[:, 0])) if not np.isnan(self.l_t[:, 0]).all() else np.nan
 
-    def save(self, path: Path) -> None:
-        """Write as .npz: t, l_t, x_0_mse, eps_mse, prior, total (per image), bits_per_dim."""
+    def save(self, path: Path, settings: dict) -> None:
+        """Write as .npz: the attributes, total (per image), bits_per_dim, standard_error, settings.
+
+        Args:
+            path: its folder is made if missing.
+            settings: what the numbers were made with, stored as JSON.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(
             path,
             **dataclasses.asdict(self),
+            settings=json.dumps(settings),
             total=self.per_image,
             bits_per_dim=self.bits_per_dim,
             standard_error=self.standard_error,
         )
 
 
-def steps_of_images(count: int, K: int, terms: int, seed: int) -> np.ndarray:
+def steps_of_images(count: int, K: int, terms: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Which terms are evaluated for each image.
 
     Args:
         count: number of images.
         K: number of steps of the process.
-        terms: how many per image; 0 means all. Fewer are stratified: one is drawn from each of that
-            many equal parts of the process, anew for every image.
+        terms: how many per image; 0 means all. Fewer are stratified: the process is cut into that
+            many parts of K / terms steps, rounded, and one step is drawn from each for each image.
         seed: of the draw.
 
     Returns:
-        [count, K or terms], ascending in each row.
+        (steps [count, K or terms], ascending in each row; size of the part of each step [K]).
     """
-    if terms == 0 or terms >= K:
-        return np.broadcast_to(np.arange(K), (count, K))
+    parts = K if terms == 0 else min(terms, K)
+    edges = np.arange(parts + 1) * K // parts
+    sizes = np.diff(edges)
     rng = np.random.default_rng(seed)
-    edges = np.arange(terms + 1) * K / terms
-    places = edges[:-1] + rng.random((count, terms)) * np.diff(edges)
-    return np.minimum(places.astype(np.int64), K - 1)
+    steps = edges[:-1] + rng.integers(0, sizes, (count, parts))
+    return steps, np.repeat(sizes, sizes)
 
 
 @functools.cache
@@ -119,6 +128,9 @@ def _terms_function(
     return map_batch(terms, mesh)
 
 
+_prior_function = jax.jit(lambda process, images: prior_term(process, to_float(images)))
+
+
 def evaluate(
     config: ConfigDict, model: build.Model, params: Params, mesh: Mesh, progress: bool = True
 ) -> Likelihood:
@@ -134,7 +146,8 @@ def evaluate(
         progress: show a bar.
 
     Returns:
-        Likelihood of every image. Noise depends on (seed, image, step) alone.
+        Likelihood of every image. Noise depends on the seed, the image and the index of the step in
+        the process in use.
 
     Raises:
         InputError: impossible steps, or a batch the devices cannot share.
@@ -146,7 +159,7 @@ def evaluate(
     examples = [source[i] for i in range(len(source))]
     images = np.stack([e["image"] for e in examples])
     labels = np.stack([e["label"] for e in examples]) if model.class_conditional else None
-    steps = steps_of_images(len(images), process.T, settings.terms, settings.seed)
+    steps, weight = steps_of_images(len(images), process.T, settings.terms, settings.seed)
 
     function = _terms_function(model.network.apply, model.parametrization, settings.clip_x_0, mesh)
     shared = (params, process, jax.random.key(settings.seed))
@@ -159,8 +172,11 @@ def evaluate(
             for name, values in zip(TABLES, jax.device_get(function(shared, batch)), strict=True):
                 tables[name][i[:real], t[:real]] = values[:real]
             bar.update(real)
-    prior = jax.device_get(jax.jit(prior_term)(process, to_float(images)))
-    return Likelihood(t=np.asarray(process.timesteps), prior=prior, **tables)
+    prior = [
+        jax.device_get(_prior_function(process, images[i]))[:real]
+        for i, real in data.padded_chunks(len(images), settings.batch_size)
+    ]
+    return Likelihood(np.asarray(process.timesteps), weight, prior=np.concatenate(prior), **tables)
 
 
 def summary(likelihood: Likelihood) -> str:

@@ -1,0 +1,101 @@
+"""Bits/dim: the terms one by one, subsets without bias, the whole split once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_config import tiny
+
+from iddpm_jax import build, data
+from iddpm_jax.diffusion.losses import bound_term, prior_term
+from iddpm_jax.diffusion.process import q_sample
+from iddpm_jax.diffusion.reverse import clip_x_0
+from iddpm_jax.evaluation.nll import Likelihood, evaluate, steps_of_images, summary
+from iddpm_jax.training.parallel import make_mesh
+
+
+@pytest.fixture(scope="module")
+def model_and_params():
+    """A fresh network: it predicts eps = 0 and v = 0, which keeps the terms tame."""
+    model = build.model(tiny())
+    return model, jax.jit(lambda: model.network.init(jax.random.key(0), model.image_shape))()
+
+
+@pytest.fixture(scope="module")
+def whole(model_and_params):
+    """Every term of every test image, on four devices."""
+    return evaluate(tiny(nll__terms=0), *model_and_params, make_mesh(), progress=False)
+
+
+def test_every_image_and_term_is_there_once(whole):
+    assert whole.l_t.shape == whole.x_0_mse.shape == whole.eps_mse.shape == (359, 20)
+    assert np.isfinite(whole.l_t).all() and (whole.weight == 1).all()
+    assert whole.t.tolist() == list(range(20))
+    np.testing.assert_allclose(whole.per_image, whole.l_t.sum(axis=1) + whole.prior, rtol=1e-5)
+    np.testing.assert_allclose(whole.bits_per_dim, whole.per_image.mean())
+
+
+def test_entry_equals_the_bound_term_of_its_image_and_step(model_and_params, whole):
+    model, params = model_and_params
+    source = data.load("digits", "test")
+    i, t = 17, 7
+    x_0 = source[i]["image"][None].astype("f") / 127.5 - 1
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), t)
+    eps = jax.random.normal(key, x_0.shape[1:])[None]
+    steps = jnp.array([t])
+    x_t = q_sample(model.process, x_0, steps, eps)
+    y = source[i]["label"][None]
+    output = model.network.apply(params, x_t, jnp.asarray(model.process.model_t)[steps], y)
+    l_t, reverse = bound_term(
+        model.process, model.parametrization, output, x_0, x_t, steps, clip_x_0
+    )
+    np.testing.assert_allclose(whole.l_t[i, t], l_t[0], rtol=1e-4)
+    np.testing.assert_allclose(whole.x_0_mse[i, t], ((reverse.x_0 - x_0) ** 2).mean(), rtol=1e-4)
+    np.testing.assert_allclose(whole.prior[i], prior_term(model.process, x_0)[0], rtol=1e-4)
+
+
+def test_devices_and_batch_size_do_not_matter(model_and_params, whole):
+    mesh = make_mesh(jax.devices()[:1])
+    config = tiny(nll__terms=0, nll__batch_size=700)
+    again = evaluate(config, *model_and_params, mesh, progress=False)
+    np.testing.assert_allclose(again.l_t, whole.l_t, rtol=1e-4, atol=1e-6)
+
+
+def test_subset_has_the_same_entries_and_an_honest_error(model_and_params, whole):
+    part = evaluate(tiny(nll__terms=6), *model_and_params, make_mesh(), progress=False)
+    known = ~np.isnan(part.l_t)
+    assert (known.sum(axis=1) == 6).all()
+    np.testing.assert_allclose(part.l_t[known], whole.l_t[known], rtol=1e-4, atol=1e-6)
+    difference = part.bits_per_dim - whole.bits_per_dim
+    assert abs(difference) < 4 * part.standard_error
+    assert part.standard_error > whole.standard_error
+
+
+@pytest.mark.parametrize("K, terms", [(10, 7), (20, 6), (250, 100), (1000, 1), (5, 9), (8, 0)])
+def test_subset_estimate_is_unbiased(K, terms):
+    steps, weight = steps_of_images(4000, K, terms, seed=1)
+    assert (np.diff(steps, axis=1) > 0).all()
+    assert steps.shape == (4000, min(terms or K, K))
+    values = np.linspace(1.0, 2.0, K) ** 3
+    estimates = (values * weight)[steps].sum(axis=1)
+    assert abs(estimates.mean() - values.sum()) < 5 * estimates.std() / np.sqrt(4000) + 1e-9
+    # Each part's steps are equally likely, and stand for as many steps as the part has.
+    np.testing.assert_allclose(1 / weight.astype(float) @ np.ones(K), steps.shape[1])
+
+
+def test_respaced_process_has_as_many_terms_as_steps(model_and_params):
+    config = tiny(nll__steps="4", nll__terms=0)
+    result = evaluate(config, *model_and_params, make_mesh(), progress=False)
+    assert result.l_t.shape == (359, 4)
+    assert result.t.tolist() == [0, 6, 13, 19]
+
+
+def test_file_holds_everything(tmp_path):
+    ones = np.ones((2, 3), np.float32)
+    likelihood = Likelihood(np.arange(3), np.ones(3), ones, ones, ones, np.array([0.5, 1.5]))
+    likelihood.save(tmp_path / "nll" / "a.npz", {"seed": 0})
+    with np.load(tmp_path / "nll" / "a.npz") as arrays:
+        assert arrays["total"].tolist() == [3.5, 4.5]
+        assert arrays["bits_per_dim"] == 4.0 and arrays["standard_error"] == 0.5
+        assert {"t", "weight", "l_t", "x_0_mse", "eps_mse", "prior", "settings"} <= set(arrays)
+    assert summary(likelihood).startswith("4.0000 +- 0.5000 bits/dim")
