@@ -81,17 +81,19 @@ def model(config: ConfigDict) -> Model:
     check(config)
     source = data.load(config.data.name, "train")
     settings = config.diffusion
-    betas = _explained("diffusion.schedule", lambda: make_betas(settings.schedule, settings.T))
-    if betas.max() >= 1:
+    if settings.schedule == "linear" and settings.T < 21:
         raise InputError(
-            f"diffusion.T {settings.T} is too small for the {settings.schedule} schedule: its last "
-            "step would erase the image; use at least 21 steps or the cosine schedule"
+            f"diffusion.T is {settings.T}; the linear schedule needs at least 21 steps, as its "
+            "last step else erases the image; use more steps or diffusion.schedule=cosine"
         )
+    betas = _explained("diffusion.schedule", lambda: make_betas(settings.schedule, settings.T))
     process = respace(betas, "", settings.rescale_timesteps)
+    _explained("diffusion.mean", lambda: Parametrization(mean=settings.mean))
     parametrization = _explained(
-        "diffusion", lambda: Parametrization(settings.mean, settings.variance)
+        "diffusion.variance", lambda: Parametrization(settings.mean, settings.variance)
     )
     objective = _explained("loss.name", lambda: Objective(config.loss.name, config.loss.vlb_weight))
+    _check_trains_variance(objective, parametrization)
     spec = _spec(config, source, parametrization)
     for key in ("sample", "nll"):
         _explained(f"{key}.steps", lambda: respace(betas, config[key].steps))  # noqa: B023
@@ -106,6 +108,19 @@ def model(config: ConfigDict) -> Model:
         source.image_shape,
         len(source.class_names),
     )
+
+
+def _check_trains_variance(objective: Objective, parametrization: Parametrization) -> None:
+    if objective.name == "l_simple" and parametrization.learns_variance:
+        raise InputError(
+            "loss.name l_simple does not train a learned variance; set diffusion.variance to "
+            "fixed_small or fixed_large, or loss.name to l_hybrid"
+        )
+    if objective.name == "l_hybrid" and not parametrization.learns_variance:
+        raise InputError(
+            "loss.name l_hybrid exists to train a learned variance; set diffusion.variance to "
+            "learned_range, or loss.name to l_simple"
+        )
 
 
 def _spec(config: ConfigDict, source: data.Source, parametrization: Parametrization) -> UNetSpec:

@@ -94,8 +94,10 @@ def load(name: str, split: str) -> Source:
         The source.
 
     Raises:
-        InputError: unknown name.
+        InputError: unknown name or split.
     """
+    if split not in ("train", "test"):
+        raise InputError(f"split {split!r} is unknown; use train or test")
     if name not in _BUILT_IN:
         raise InputError(f"data.name {name!r} is unknown; use one of {', '.join(_BUILT_IN)}")
     return _BUILT_IN[name](split)
@@ -108,6 +110,18 @@ class _Flip(grain.transforms.RandomMap):
         if rng.random() < 0.5:
             element = {**element, "image": element["image"][:, ::-1]}
         return element
+
+
+def check_batch_size(source: Source, batch_size: int) -> None:
+    """Refuse a batch larger than the data.
+
+    Raises:
+        InputError: says how many images there are.
+    """
+    if len(source) < batch_size:
+        raise InputError(
+            f"train.batch_size {batch_size} is more than the {len(source)} images there are"
+        )
 
 
 def training_batches(
@@ -128,10 +142,7 @@ def training_batches(
     Raises:
         InputError: fewer images than a batch.
     """
-    if len(source) < batch_size:
-        raise InputError(
-            f"train.batch_size {batch_size} is more than the {len(source)} images there are"
-        )
+    check_batch_size(source, batch_size)
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
     if random_flip:
         dataset = dataset.random_map(_Flip())

@@ -10,7 +10,8 @@ from PIL import Image
 
 def to_float(pixels: jax.Array) -> jax.Array:
     """uint8 0..255 -> float32 [-1, 1], any shape."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
+    # Centred first: compiled, x / 127.5 - 1 leaves the range by a rounding.
+    return (pixels.astype(jnp.float32) - 127.5) / 127.5
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:

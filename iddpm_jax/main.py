@@ -1,55 +1,14 @@
 """Command line: python -m iddpm_jax.main --config configs/digits.py --workdir runs/digits."""
 
-import os
 import sys
 from pathlib import Path
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from iddpm_jax import config as configs
 from iddpm_jax import runtime
+from iddpm_jax.arguments import HELP, parse
 from iddpm_jax.errors import DivergedError, InputError
-
-HELP = """\
-Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal 2021).
-
-  python -m iddpm_jax.main --config FILE[:VARIANT,...] --workdir FOLDER [--mode MODE]
-                           [--config.KEY=VALUE ...]
-
-Modes
-  train   (default) train, or continue from the workdir's newest checkpoint; at the end draw
-          samples and measure bits/dim
-  sample  draw samples from a trained workdir
-  nll     measure bits/dim on the test split, term by term
-
-Examples
-  Train on the built-in digits:
-    python -m iddpm_jax.main --config configs/digits.py --workdir runs/digits
-  The same with L_vlb, importance sampling and the linear schedule:
-    python -m iddpm_jax.main --config configs/digits.py:l_vlb,linear --workdir runs/vlb
-  Change anything; every key is described in iddpm_jax/config.py:
-    ... --config.train.steps=5000 --config.model.width=64
-  100 samples of the digits 3 and 8 by 25 steps of DDIM; the workdir knows its own config:
-    python -m iddpm_jax.main --workdir runs/digits --mode sample \\
-      --config.sample.count=100 --config.sample.classes='(3, 8)' \\
-      --config.sample.sampler=ddim --config.sample.steps=25
-  The bound over all T steps, and the same model with 100 steps:
-    python -m iddpm_jax.main --workdir runs/digits --mode nll --config.nll.terms=0
-    python -m iddpm_jax.main --workdir runs/digits --mode nll --config.nll.steps=100
-
-Flags
-  --config     a file in configs/, with variants after a colon: l_simple, l_hybrid, l_vlb, linear,
-               cosine, and those of the file. May be left out where the workdir holds a run.
-  --workdir    folder of the run: its config, checkpoints, curves, samples and results
-  --mode       train, sample or nll
-  --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)
-  --help       this text
-
-Bad input ends with one line and exit code 2, a loss that is not finite with exit code 1.
-"""
-
-MODES = ("train", "sample", "nll")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,8 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         print(HELP)
         return 0
     try:
-        mode, workdir, config, devices = _parse(argv)
-        configs.check(config)
+        mode, workdir, config, devices = parse(argv[1:])
         batches = [config.sample.batch_size, config.nll.batch_size]
         batches.append(config.train.batch_size // config.train.microbatches)
         runtime.configure(
@@ -80,105 +38,26 @@ def main(argv: list[str] | None = None) -> int:
         return 2 if isinstance(error, InputError) else 1
 
 
-def _parse(argv: list[str]) -> tuple[str, Path, ConfigDict, int | None]:
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
-    flags.DEFINE_integer(
-        "devices", os.environ.get("DEVICES"), "", lower_bound=1, flag_values=values
-    )
-    workdir = _given(argv, "workdir")
-    if not workdir:
-        raise InputError("--workdir is missing; name a folder for the run, such as runs/digits")
-    stored = Path(workdir) / "config.json"
-    file = _given(argv, "config")
-    _check_overrides(argv)
-    if file:
-        _check_config_file(file)
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    elif stored.exists():
-        config_flags.DEFINE_config_dict(
-            "config", configs.load(stored), flag_values=values, sys_argv=argv
-        )
-    else:
-        raise InputError(
-            f"--config is missing, and {workdir} holds no run; give one of {_config_files()}"
-        )
-    try:
-        rest = values(argv)
-    except InputError:
-        raise
-    except Exception as error:  # a config file may raise anything, and config_flags wraps it
-        raise InputError(_last_line(error)) from None
-    if len(rest) > 1:
-        raise InputError(f"{rest[1]!r} is not understood; flags look like --mode=sample")
-    config = values.config
-    if file and stored.exists():
-        _check_same_run(configs.load(stored), config, stored)
-    return values.mode, Path(workdir), config, values.devices
-
-
-def _given(argv: list[str], name: str) -> str | None:
-    """The value of --name=value or --name value, or None."""
-    for arg, following in zip(argv[1:], [*argv[2:], None], strict=True):
-        if arg in (f"--{name}", f"-{name}"):
-            return following
-        if arg.startswith((f"--{name}=", f"-{name}=")):
-            return arg.split("=", 1)[1]
-    return None
-
-
-def _check_overrides(argv: list[str]) -> None:
-    known = dict(configs.flat(configs.base()))
-    for arg in argv[1:]:
-        if arg.startswith(("--config.", "-config.")):
-            key = arg.lstrip("-").removeprefix("config.").split("=", 1)[0]
-            if key not in known:
-                raise InputError(f"there is no config key {key!r}{configs.suggestion(key)}")
-
-
-def _config_files() -> str:
-    found = sorted(str(path) for path in Path("configs").glob("*.py"))
-    return ", ".join(found) or "the files in configs/ (here there is no such folder)"
-
-
-def _check_config_file(argument: str) -> None:
-    path = argument.split(":", 1)[0]
-    if not Path(path).is_file():
-        raise InputError(f"--config file {path} does not exist; use one of {_config_files()}")
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    return text.removeprefix("iddpm_jax.errors.InputError: ")
-
-
-def _check_same_run(old: ConfigDict, new: ConfigDict, path: Path) -> None:
-    changed = configs.differences(old, new)
-    if changed:
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise InputError(
-            f"{path} holds another run ({'; '.join(changed[:3])}{more}); use another --workdir, or "
-            "leave out --config to go on with that run"
-        )
-
-
 def _train(config: ConfigDict, workdir: Path) -> None:
     import jax
 
-    from iddpm_jax import build
+    from iddpm_jax import build, data
     from iddpm_jax.evaluation import generate, nll
     from iddpm_jax.images import grid, write_png
     from iddpm_jax.training import loop, parallel
 
+    # Everything that can be refused is refused before the workdir becomes this run's.
     model = build.model(config)
     mesh = parallel.make_mesh()
-    for size in (config.sample.batch_size, config.nll.batch_size):
-        parallel.check_batch(mesh, size)
+    for part, microbatches in (("train", config.train.microbatches), ("sample", 1), ("nll", 1)):
+        parallel.check_batch(mesh, config[part].batch_size, microbatches, f"{part}.batch_size")
+    data.check_batch_size(data.load(config.data.name, "train"), config.train.batch_size)
     generate.classes_of(config, model, 1)
-    workdir.mkdir(parents=True, exist_ok=True)
-    configs.save(config, workdir / "config.json")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        configs.save(config, workdir / "config.json")
+    except OSError as error:
+        raise InputError(f"--workdir {workdir} cannot be written ({error.strerror})") from None
 
     few = config.copy_and_resolve_references()
     few.sample.count = min(64, config.sample.count)

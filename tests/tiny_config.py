@@ -10,6 +10,7 @@ def tiny(**overrides: object) -> ConfigDict:
     config = base_config.base()
     config.update_from_flattened_dict(
         {
+            "data.name": "digits",
             "diffusion.T": 20,
             "model.width": 32,
             "model.channel_mult": (1,),

@@ -26,8 +26,16 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(devices).reshape(-1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-def check_batch(mesh: Mesh, batch_size: int, microbatches: int = 1) -> None:
+def check_batch(
+    mesh: Mesh, batch_size: int, microbatches: int = 1, name: str = "batch_size"
+) -> None:
     """Refuse a batch that the devices cannot share evenly.
+
+    Args:
+        mesh: from make_mesh.
+        batch_size: examples over all devices.
+        microbatches: parts in which each device takes its share.
+        name: what to call the batch size.
 
     Raises:
         InputError: says which numbers do not divide.
@@ -38,7 +46,7 @@ def check_batch(mesh: Mesh, batch_size: int, microbatches: int = 1) -> None:
             f" x {microbatches} microbatches" if microbatches > 1 else ""
         )
         raise InputError(
-            f"batch_size {batch_size} is not divisible by {parts}; change the batch size, or the "
+            f"{name} {batch_size} is not divisible by {parts}; change the batch size, or the "
             "number of devices with --devices"
         )
 

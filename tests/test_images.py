@@ -1,0 +1,137 @@
+"""Pictures between files and arrays, against recordings, exact arithmetic and Pillow."""
+
+import jax
+import numpy as np
+import pytest
+from golden_cases import OUTPUT, assert_close, cases, load, to_nchw, to_nhwc
+from PIL import Image
+
+from iddpm_jax.images import area_average, grid, prepare, to_float, to_uint8, write_png
+
+FILE = "09_extras.npz"
+AREA = cases(FILE, "area_downsample")
+PREPARED = cases(FILE, "image_prepare")
+
+
+@pytest.fixture(name="rng")
+def make_rng():
+    return np.random.default_rng(0)
+
+
+def test_recordings_are_there():
+    assert AREA and PREPARED
+
+
+def test_to_uint8_matches_recording():
+    pixels = to_uint8(load(FILE)["to_uint8/x"])
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, load(FILE)["to_uint8/y"])
+
+
+@pytest.mark.parametrize(
+    "x, pixel", [(-1, 0), (-7, 0), (1, 255), (7, 255), (0, 127), (0.9999, 254), (-0.9999, 0)]
+)
+def test_to_uint8_clamps_and_truncates(x, pixel):
+    assert to_uint8(np.array([x])) == pixel
+
+
+@pytest.mark.parametrize("convert", [to_float, jax.jit(to_float)], ids=["plain", "jit"])
+def test_to_float_spans_minus_one_to_one(convert):
+    levels = np.arange(256, dtype=np.uint8)
+    x = np.asarray(convert(levels))
+    assert x.dtype == np.float32
+    assert x[0] == -1 and x[255] == 1
+    np.testing.assert_allclose(x, np.arange(256) / 127.5 - 1, rtol=0, atol=2**-23)
+
+
+@pytest.mark.parametrize("convert", [to_float, jax.jit(to_float)], ids=["plain", "jit"])
+def test_round_trip_loses_at_most_the_last_level(convert):
+    levels = np.arange(256, dtype=np.uint8)
+    x = np.asarray(convert(levels))
+    back = to_uint8(x)
+    # Truncation is the recorded rule: where float32 rounds down, the level below comes back.
+    lost = levels.astype(int) - back
+    assert set(lost) <= {0, 1}
+    # Half a level is room for any rounding.
+    np.testing.assert_array_equal(to_uint8(x + 0.5 / 127.5), levels)
+
+
+@pytest.mark.parametrize("name, case", AREA, ids=[name for name, _ in AREA])
+def test_area_average_matches_recording(name, case):
+    x = to_nhwc(load(FILE)[f"{name}/x"])
+    assert_close(FILE, f"{name}/y", to_nchw(area_average(x, case["size"])), OUTPUT)
+
+
+def test_area_average_of_other_shapes_is_the_mean_of_each_bin(rng):
+    x = rng.normal(size=(2, 8, 6, 1)).astype(np.float32)
+    bins = x.astype(np.float64).reshape(2, 2, 4, 2, 3, 1)
+    averaged = area_average(x, 2)
+    assert averaged.dtype == np.float32
+    np.testing.assert_allclose(averaged, bins.mean(axis=(2, 4)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name, case", PREPARED, ids=[name for name, _ in PREPARED])
+def test_prepare_matches_recording(name, case):
+    pixels = load(FILE)[f"{name}/pixels"]
+    prepared = prepare(Image.fromarray(pixels), case["resolution"])
+    assert prepared.dtype == np.uint8
+    scaled = prepared.astype(np.float32) / 127.5 - 1
+    np.testing.assert_array_equal(to_nchw(scaled), load(FILE)[f"{name}/prepared"])
+
+
+def test_prepare_leaves_a_picture_of_the_right_size_alone(rng):
+    pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(prepare(Image.fromarray(pixels), 12), pixels)
+
+
+def test_prepare_halves_by_averages_from_exactly_twice_the_size(rng):
+    pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    doubled = np.kron(pixels, np.ones((2, 2, 1), np.uint8))
+    np.testing.assert_array_equal(prepare(Image.fromarray(doubled), 16), pixels)
+
+
+def test_prepare_enlarges_a_small_picture():
+    pixels = np.full((5, 9, 3), 77, np.uint8)
+    np.testing.assert_array_equal(
+        prepare(Image.fromarray(pixels), 16), np.full((16, 16, 3), 77, np.uint8)
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_places_pictures_row_by_row(rng, channels):
+    images = rng.integers(1, 256, (5, 4, 6, channels), dtype=np.uint8)
+    pixels = grid(images, columns=3, scale=2)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (2 * 9, 3 * 13, channels)
+    for i, image in enumerate(images):
+        top, left = 9 * (i // 3), 13 * (i % 3)
+        cell = pixels[top : top + 8, left : left + 12]
+        np.testing.assert_array_equal(cell, np.kron(image, np.ones((2, 2, 1), np.uint8)))
+
+
+def test_grid_is_black_between_and_in_unused_places(rng):
+    images = rng.integers(1, 256, (5, 4, 4, 3), dtype=np.uint8)
+    pixels = grid(images, columns=3, scale=1)
+    assert not pixels[4::5].any() and not pixels[:, 4::5].any()
+    assert not pixels[5:, 10:].any()
+    assert (pixels > 0).sum() == images.size
+
+
+@pytest.mark.parametrize(
+    "count, size, columns, scale",
+    [(1, 8, 1, 6), (4, 8, 2, 6), (5, 8, 3, 6), (10, 32, 4, 1), (3, 100, 2, 1), (2, 17, 2, 2)],
+)
+def test_grid_is_about_square_and_enlarges_small_pictures(count, size, columns, scale):
+    pixels = grid(np.full((count, size, size, 1), 9, np.uint8))
+    rows = int(np.ceil(count / columns))
+    assert pixels.shape == (rows * (size * scale + 1), columns * (size * scale + 1), 1)
+
+
+@pytest.mark.parametrize("channels, mode", [(1, "L"), (3, "RGB")])
+def test_png_reads_back_the_same(rng, tmp_path, channels, mode):
+    pixels = rng.integers(0, 256, (7, 5, channels), dtype=np.uint8)
+    path = tmp_path / "new" / "folder" / "picture.png"
+    write_png(path, pixels)
+    with Image.open(path) as picture:
+        assert picture.mode == mode
+        np.testing.assert_array_equal(np.asarray(picture).reshape(pixels.shape), pixels)
