@@ -54,7 +54,7 @@ def main() -> None:
             workdir, start, config.train.steps, config.train.batch_size, report_every
         ) as r:
             state = loop.run_steps(
-                config, model, mesh, step, state, batches, NoCheckpoints(), r, None, stop
+                config, mesh, step, state, batches, NoCheckpoints(), r, None, stop
             )
         return state.step
 

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments with the program's name in front; sys.argv by default.
 
     Returns:
-        Exit code: 0, 1 for a diverged run, 2 for bad input.
+        Exit code: 0, 1 for a diverged run, 2 for bad input, 130 for Ctrl-C outside of training.
     """
     argv = sys.argv if argv is None else argv
     if any(arg in ("--help", "-h", "-help") for arg in argv[1:]):
@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _train(config: ConfigDict, workdir: Path) -> None:
@@ -62,13 +65,13 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     few = config.copy_and_resolve_references()
     few.sample.count = min(64, config.sample.count)
 
-    def preview(model, params, mesh, step):
-        images, _ = generate.generate(few, model, params, mesh, progress=False)
+    def preview(params, step):
+        images, _ = generate.generate(few, model, params, mesh)
         pixels = grid(images)
         write_png(workdir / "samples" / f"training_{step:08d}.png", pixels)
         return pixels
 
-    state = loop.train(config, workdir, preview)
+    state = loop.train(config, model, mesh, workdir, preview)
     if state is None:
         return
     print(f"{config.sample.count} samples and bits/dim on the {config.nll.split} split:")

@@ -62,7 +62,7 @@ def record_train(monkeypatch):
     """Configs that reached the training loop, which is left out."""
     configs_seen = []
 
-    def train(config, workdir, preview):
+    def train(config, model, mesh, workdir, preview):
         configs_seen.append(config)
 
     monkeypatch.setattr(loop, "train", train)
@@ -438,7 +438,7 @@ def test_bad_config_is_refused_before_jax_is_set_up(cli, tmp_path, workdir, conf
 
 
 def test_diverged_run_ends_with_exit_code_1(cli, workdir, monkeypatch):
-    def train(config, workdir, preview):
+    def train(config, model, mesh, workdir, preview):
         raise DivergedError("the loss is not finite at step 7")
 
     monkeypatch.setattr(loop, "train", train)

@@ -122,7 +122,9 @@ def generate(
     )
     shared = (params, process, np.float32(settings.eta), jax.random.key(settings.seed))
     images = []
-    with tqdm(total=settings.count, desc="sampling", unit="image", disable=not progress) as bar:
+    with tqdm(
+        total=settings.count, desc="sampling", unit="image", disable=not progress, leave=False
+    ) as bar:
         for index, real in padded_chunks(settings.count, batch_size):
             y = None if classes is None else classes[index]
             x = function(shared, to_devices(mesh, (index.astype(np.int32), y)))

@@ -164,7 +164,9 @@ def evaluate(
     function = _terms_function(model.network.apply, model.parametrization, settings.clip_x_0, mesh)
     shared = (params, process, jax.random.key(settings.seed))
     tables = {name: np.full((len(images), process.T), np.nan, np.float32) for name in TABLES}
-    with tqdm(total=steps.size, desc="bits/dim", unit="term", disable=not progress) as bar:
+    with tqdm(
+        total=steps.size, desc="bits/dim", unit="term", disable=not progress, leave=False
+    ) as bar:
         for pair, real in data.padded_chunks(steps.size, settings.batch_size):
             i, t = pair // steps.shape[1], steps.reshape(-1)[pair]
             y = None if labels is None else labels[i]

@@ -22,7 +22,6 @@ from iddpm_jax.training.metrics import Reporter
 from iddpm_jax.training.parallel import (
     batch_sharding,
     check_batch,
-    make_mesh,
     replicated,
     to_devices,
 )
@@ -30,10 +29,10 @@ from iddpm_jax.training.state import Params, TrainState, init_state
 from iddpm_jax.training.step import StepSettings, make_train_step
 
 # Measured on two CPU cores with the models of configs/digits.py and configs/emoji.py.
-COMPILE_SECONDS_PER_LAYER = 0.7
+COMPILE_SECONDS_PER_LAYER = 0.9
 
-Preview = Callable[[build.Model, Params, Mesh, int], np.ndarray]
-"""(model, parameters, mesh, step) -> grid of samples, uint8 [H, W, C], written to disk as well."""
+Preview = Callable[[Params, int], np.ndarray]
+"""(parameters, step) -> grid of samples, uint8 [H, W, C], written to disk as well."""
 
 
 def new_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable[[], TrainState]:
@@ -96,6 +95,7 @@ def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callabl
         model.parametrization,
         model.objective,
         build.optimizer(config),
+        build.learning_rate(config),
         settings,
         mesh,
     )
@@ -124,11 +124,15 @@ class StopRequest:
         self.signal = signal.Signals(number).name
 
 
-def train(config: ConfigDict, workdir: Path, preview: Preview) -> TrainState | None:
+def train(
+    config: ConfigDict, model: build.Model, mesh: Mesh, workdir: Path, preview: Preview
+) -> TrainState | None:
     """Train to config.train.steps, from the newest checkpoint in workdir if there is one.
 
     Args:
         config: checked and, where the workdir has one, equal to the run's.
+        model: built from it.
+        mesh: devices that share each batch.
         workdir: checkpoints/, metrics.jsonl, progress.csv and tensorboard/ are written here.
         preview: makes a grid of samples every train.sample_every_steps.
 
@@ -140,8 +144,6 @@ def train(config: ConfigDict, workdir: Path, preview: Preview) -> TrainState | N
         DivergedError: the loss is not finite.
     """
     settings = config.train
-    model = build.model(config)
-    mesh = make_mesh()
     check_batch(mesh, settings.batch_size, settings.microbatches)
     source = data.load(config.data.name, "train")
     batches = data.training_batches(
@@ -165,13 +167,12 @@ def train(config: ConfigDict, workdir: Path, preview: Preview) -> TrainState | N
         report = (start, settings.steps, settings.batch_size, settings.log_every_steps)
         with Reporter(workdir, *report) as reporter, StopRequest() as stop:
             return run_steps(
-                config, model, mesh, step, state, batches, checkpoints, reporter, preview, stop
+                config, mesh, step, state, batches, checkpoints, reporter, preview, stop
             )
 
 
 def run_steps(
     config: ConfigDict,
-    model: build.Model,
     mesh: Mesh,
     step: Callable,
     state: TrainState,
@@ -185,7 +186,7 @@ def run_steps(
 
     Args:
         config: of the run; train.steps says where to end.
-        model, mesh: what runs where.
+        mesh: devices that share each batch.
         step: compiled training step.
         state: donated to the first step.
         batches: data iterator, at the position of the state.
@@ -198,7 +199,6 @@ def run_steps(
         The final state, or None if asked to stop early.
     """
     settings = config.train
-    rate = build.learning_rate(config)
     in_flight: deque[tuple[int, dict[str, jax.Array]]] = deque()
 
     def report_down_to(left: int) -> None:
@@ -206,7 +206,7 @@ def run_steps(
             now, metrics = in_flight.popleft()
             metrics = jax.device_get(metrics)
             _check_finite(now, metrics, checkpoints)
-            reporter.step(now, metrics, {"learning_rate": float(rate(now - 1))})
+            reporter.step(now, metrics)
 
     for now in range(int(state.step) + 1, settings.steps + 1):
         state, metrics = step(state, to_devices(mesh, next(batches)))
@@ -226,7 +226,7 @@ def run_steps(
             checkpoints.save(now, state, batches.get_state(), config.to_dict())
         if show and stopping is None:
             weights = state.weights(config.sample.ema_rate)
-            reporter.writer.image(now, "samples", preview(model, weights, mesh, now))
+            reporter.writer.image(now, "samples", preview(weights, now))
         reporter.resume()
         if stopping is not None and now < settings.steps:
             checkpoints.wait()

@@ -137,13 +137,12 @@ class Reporter:
         self._bar.close()
         self.writer.__exit__()
 
-    def step(self, now: int, metrics: dict[str, np.ndarray], extra: dict[str, float]) -> None:
+    def step(self, now: int, metrics: dict[str, np.ndarray]) -> None:
         """Count one finished step; write a row when it is time.
 
         Args:
             now: number of the step, from 1.
             metrics: of the step, on the host.
-            extra: further entries of the row.
         """
         self._means.add(metrics)
         self._counted += 1
@@ -157,7 +156,6 @@ class Reporter:
             "step": now,
             "images": now * self._batch_size,
             "images_per_second": round(rate, 1),
-            **extra,
             **self._means.take(),
         }
         self.writer.write(row)

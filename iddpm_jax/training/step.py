@@ -61,6 +61,7 @@ def make_train_step(
     parametrization: Parametrization,
     objective: Objective,
     optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
     settings: StepSettings,
     mesh: Mesh,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
@@ -71,6 +72,7 @@ def make_train_step(
 
     Args:
         network, process, parametrization, objective, optimizer, settings: what to train, and how.
+        learning_rate: the optimizer's, only to be reported.
         mesh: devices that share the batch.
 
     Returns:
@@ -121,6 +123,7 @@ def make_train_step(
         }
         metrics = _metrics(process.T, examples, losses)
         metrics["gradient_norm"] = optax.tree.norm(grads)
+        metrics["learning_rate"] = jnp.float32(learning_rate(state.step))
         history = state.history
         if history is not None:
             p = importance.probabilities(history, settings.uniform_share)

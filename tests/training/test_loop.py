@@ -23,6 +23,11 @@ def no_preview(*_):
     raise AssertionError("no samples were asked for")
 
 
+def train(config, workdir, preview):
+    """loop.train on all devices."""
+    return loop.train(config, build.model(config), make_mesh(), workdir, preview)
+
+
 def assert_same(a, b):
     """Equal to the last bit, leaf by leaf."""
     for (path, x), y in zip(
@@ -52,15 +57,15 @@ def straight(tmp_path_factory):
     """Twenty steps in one go: (config, workdir, final state)."""
     workdir = tmp_path_factory.mktemp("straight")
     config = tiny(train__steps=20, model__dropout=0.1, data__random_flip=True, **IMPORTANCE)
-    return config, workdir, jax.device_get(loop.train(config, workdir, no_preview))
+    return config, workdir, jax.device_get(train(config, workdir, no_preview))
 
 
 def test_ten_and_ten_steps_equal_twenty_exactly(straight, tmp_path):
     config, workdir, expected = straight
     first = config.copy_and_resolve_references()
     first.train.steps = 10
-    loop.train(first, tmp_path, no_preview)
-    state = jax.device_get(loop.train(config, tmp_path, no_preview))
+    train(first, tmp_path, no_preview)
+    state = jax.device_get(train(config, tmp_path, no_preview))
     assert int(state.step) == 20
     assert int(state.history.seen.sum()) == 20 * 16
     assert_same(expected, state)
@@ -85,7 +90,7 @@ def test_run_restores_onto_fewer_devices(straight):
 
 def test_finished_run_does_nothing_more(straight, capsys):
     config, workdir, expected = straight
-    state = loop.train(config, workdir, no_preview)
+    state = train(config, workdir, no_preview)
     assert "already trained to step 20" in capsys.readouterr().out
     assert_same(expected, jax.device_get(state))
 
@@ -106,11 +111,11 @@ def test_rows_have_rate_losses_quartiles_and_importance(straight):
 
 def test_rows_after_the_restored_step_are_not_repeated(tmp_path):
     config = tiny(train__steps=4)
-    loop.train(config, tmp_path, no_preview)
+    train(config, tmp_path, no_preview)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 6, "loss": 1.0}\n{"step": 8, "lo')
     config.train.steps = 8
-    loop.train(config, tmp_path, no_preview)
+    train(config, tmp_path, no_preview)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
     assert "l_simple" in rows[2]
@@ -119,23 +124,23 @@ def test_rows_after_the_restored_step_are_not_repeated(tmp_path):
 def test_preview_is_asked_for_at_its_steps(tmp_path):
     seen = []
 
-    def preview(model, params, mesh, step):
+    def preview(params, step):
         seen.append(step)
         return np.zeros((8, 8, 1), np.uint8)
 
-    loop.train(tiny(train__steps=5, train__sample_every_steps=2), tmp_path, preview)
+    train(tiny(train__steps=5, train__sample_every_steps=2), tmp_path, preview)
     assert seen == [2, 4]
 
 
 def test_signal_saves_and_stops(tmp_path):
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def preview(model, params, mesh, step):
+    def preview(params, step):
         os.kill(os.getpid(), signal.SIGTERM)
         return np.zeros((8, 8, 1), np.uint8)
 
     config = tiny(train__steps=50, train__sample_every_steps=3)
-    assert loop.train(config, tmp_path, preview) is None
+    assert train(config, tmp_path, preview) is None
     with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
         assert checkpoints.latest == 4
     assert signal.signal(signal.SIGTERM, before or signal.SIG_DFL) == signal.SIG_DFL
@@ -143,10 +148,10 @@ def test_signal_saves_and_stops(tmp_path):
 
 def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
     config = tiny(train__steps=40, train__checkpoint_every_steps=2)
-    loop.train(tiny(train__steps=2), tmp_path, no_preview)
+    train(tiny(train__steps=2), tmp_path, no_preview)
     config.train.learning_rate = 1e30
     with pytest.raises(DivergedError, match=r"not finite at step \d+.*checkpoints/\d+"):
-        loop.train(config, tmp_path, no_preview)
+        train(config, tmp_path, no_preview)
     with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
         state, _ = loop.restore(config, build.model(config), make_mesh(), checkpoints)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
@@ -155,7 +160,7 @@ def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
 def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
     config = tiny(train__steps=2)
-    loop.train(config, tmp_path, no_preview)
+    train(config, tmp_path, no_preview)
     folder = tmp_path / "checkpoints" / "2"
     largest = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
     if damage == "truncate":
@@ -165,12 +170,12 @@ def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
     before = sorted(f for f in folder.rglob("*"))
     config.train.steps = 4
     with pytest.raises(InputError, match="cannot be read") as error:
-        loop.train(config, tmp_path, no_preview)
+        train(config, tmp_path, no_preview)
     assert "\n" not in str(error.value)
     assert sorted(f for f in folder.rglob("*")) == before
 
 
 def test_old_checkpoints_are_removed(tmp_path):
     config = tiny(train__steps=6, train__checkpoint_every_steps=2)
-    loop.train(config, tmp_path, no_preview)
+    train(config, tmp_path, no_preview)
     assert sorted(f.name for f in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]

@@ -49,6 +49,7 @@ def run(devices: int, microbatches: int = 1, steps: int = 3, warm: bool = True, 
         model.parametrization,
         model.objective,
         optimizer,
+        optax.constant_schedule(0.01),
         StepSettings(3, microbatches, RATES, 0.001, True, config.model.dropout > 0),
         mesh,
     )
