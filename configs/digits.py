@@ -3,6 +3,13 @@
 from iddpm_jax import config as base_config
 
 
+def _l_vlb(config: base_config.ConfigDict) -> None:
+    """In few steps L_vlb needs more: its gradient is heavy-tailed until the history is full."""
+    base_config.COMMON_VARIANTS["l_vlb"](config)
+    config.train.gradient_clip = 1.0
+    config.train.learning_rate = 2e-3
+
+
 def get_config(variants: str = "") -> base_config.ConfigDict:
     """The digits config.
 
@@ -36,5 +43,5 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
     config.nll.ema_rate = 0.99
     config.nll.terms = 100
     config.nll.batch_size = 512
-    base_config.variants(config, variants, {})
+    base_config.variants(config, variants, {"l_vlb": _l_vlb})
     return config
