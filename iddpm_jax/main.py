@@ -1,5 +1,6 @@
 """Command line: python -m iddpm_jax.main --config configs/digits.py --workdir runs/digits."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -149,4 +150,9 @@ def _nll_path(config: ConfigDict, workdir: Path, state) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code:
+        # Threads that outlive the failure would print more than the one line while Python ends.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
