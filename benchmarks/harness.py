@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from iddpm_jax import runtime
+
 
 def load_config(path: str) -> ConfigDict:
     """The config of a file in configs/."""
@@ -52,11 +54,12 @@ def report(name: str, numbers: dict) -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     device = jax.devices()[0]
+    cores = f" of {runtime.cpu_cores()} cores" if device.platform == "cpu" else ""
     record = {
         "date": datetime.date.today().isoformat(),
         "commit": commit,
         "jax": jax.__version__,
-        "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
+        "device": f"{device.device_kind} {platform.machine()}{cores}",
         **numbers,
     }
     print(json.dumps(record, indent=2))

@@ -67,7 +67,8 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     few.sample.count = min(64, config.sample.count)
 
     def preview(params, step):
-        images, _ = generate.generate(few, model, params, mesh)
+        # In a file, a bar within the bar of training would be noise.
+        images, _ = generate.generate(few, model, params, mesh, progress=sys.stderr.isatty())
         pixels = grid(images)
         write_png(workdir / "samples" / f"training_{step:08d}.png", pixels)
         return pixels
