@@ -105,7 +105,7 @@ def _restored(config: ConfigDict, workdir: Path):
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         raise InputError(f"{workdir} holds no checkpoints; train first with --mode train")
-    with checkpoint.Checkpoints(folder, config.train.keep_checkpoints) as checkpoints:
+    with checkpoint.Checkpoints(folder, None) as checkpoints:
         state, _ = loop.restore(config, model, mesh, checkpoints)
     return model, mesh, state
 

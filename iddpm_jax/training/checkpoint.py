@@ -20,17 +20,17 @@ class Checkpoints:
 
     Args:
         folder: holds one folder per saved step; made if missing.
-        keep: number of newest checkpoints kept.
+        keep: number of newest checkpoints kept; None to read only, beside a run that may be saving.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int | None):
         self._folder = folder
         self._unnoted: list[int] = []
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
             preservation_policy=policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=keep is not None,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -114,6 +114,8 @@ class Checkpoints:
 
     def _note_files(self) -> None:
         """Write the sizes of the files of each finished save beside its folder."""
+        if not self._unnoted:
+            return
         for step in self._unnoted:
             if self.path(step).is_dir():
                 self._sizes_path(step).write_text(json.dumps(_sizes(self.path(step)), indent=1))

@@ -176,6 +176,16 @@ def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
     assert sorted(f for f in folder.rglob("*")) == before
 
 
+def test_reading_leaves_a_save_in_progress_alone(straight):
+    _, workdir, _ = straight
+    unfinished = workdir / "checkpoints" / "30.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    for keep, stays in ((None, True), (2, False)):
+        with Checkpoints(workdir / "checkpoints", keep) as checkpoints:
+            assert checkpoints.latest == 20
+        assert unfinished.exists() == stays
+
+
 def test_old_checkpoints_are_removed(tmp_path):
     config = tiny(train__steps=6, train__checkpoint_every_steps=2)
     train(config, tmp_path, no_preview)
