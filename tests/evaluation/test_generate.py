@@ -11,6 +11,9 @@ from iddpm_jax.errors import InputError
 from iddpm_jax.evaluation.generate import classes_of, generate, write
 from iddpm_jax.training.parallel import make_mesh
 
+# Nearly all of it compiles a training step, a sampler or a likelihood.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model_and_params():

@@ -13,6 +13,9 @@ from iddpm_jax.diffusion.reverse import clip_x_0
 from iddpm_jax.evaluation.nll import Likelihood, evaluate, steps_of_images, summary
 from iddpm_jax.training.parallel import make_mesh
 
+# Nearly all of it compiles a training step, a sampler or a likelihood.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model_and_params():

@@ -155,6 +155,7 @@ def test_low_res_images_join_enlarged_behind_the_noised_ones(name):
     assert_close(FILE, f"{name}/upsampled", to_nchw(together[..., x.shape[-1] :]), OUTPUT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_count_matches_the_recording(name):
     assert parameter_count(shapes(spec_of(name))) == CASES[name]["num_params"]

@@ -16,6 +16,9 @@ from iddpm_jax.training import loop
 from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.parallel import make_mesh
 
+# Nearly all of it compiles a training step, a sampler or a likelihood.
+pytestmark = pytest.mark.slow
+
 IMPORTANCE = {"loss__name": "l_vlb", "loss__timesteps": "importance", "loss__history_size": 2}
 
 

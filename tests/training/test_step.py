@@ -17,6 +17,9 @@ from iddpm_jax.training.parallel import check_batch, make_mesh, replicated, to_d
 from iddpm_jax.training.state import init_state
 from iddpm_jax.training.step import StepSettings, make_train_step
 
+# Nearly all of it compiles a training step, a sampler or a likelihood.
+pytestmark = pytest.mark.slow
+
 RATES = (0.5, 0.9)
 
 
