@@ -59,9 +59,10 @@ class Likelihood:
         return float(self.per_image.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
 
     @property
-    def decoder(self) -> float:
-        """Mean of L_0, -log p(x_0 | x_1), bits/dim."""
-        return float(np.nanmean(self.l_t[:, 0])) if not np.isnan(self.l_t[:, 0]).all() else np.nan
+    def decoder(self) -> float | None:
+        """Mean of L_0, -log p(x_0 | x_1), bits/dim; None if it was evaluated for no image."""
+        known = self.l_t[~np.isnan(self.l_t[:, 0]), 0]
+        return float(known.mean()) if known.size else None
 
     def save(self, path: Path, settings: dict) -> None:
         """Write as .npz: the attributes, total (per image), bits_per_dim, standard_error, settings.
@@ -185,8 +186,9 @@ def summary(likelihood: Likelihood) -> str:
     """One line for people."""
     K = len(likelihood.t)
     known = int((~np.isnan(likelihood.l_t)).sum(axis=1).mean())
+    decoder = "" if likelihood.decoder is None else f", L_0 {likelihood.decoder:.4f}"
     return (
         f"{likelihood.bits_per_dim:.4f} +- {likelihood.standard_error:.4f} bits/dim "
-        f"(prior {likelihood.prior.mean():.5f}, L_0 {likelihood.decoder:.4f}; "
+        f"(prior {likelihood.prior.mean():.5f}{decoder}; "
         f"{len(likelihood.prior)} images, {known} of {K} terms each)"
     )

@@ -101,4 +101,11 @@ def test_file_holds_everything(tmp_path):
         assert arrays["total"].tolist() == [3.5, 4.5]
         assert arrays["bits_per_dim"] == 4.0 and arrays["standard_error"] == 0.5
         assert {"t", "weight", "l_t", "x_0_mse", "eps_mse", "prior", "settings"} <= set(arrays)
-    assert summary(likelihood).startswith("4.0000 +- 0.5000 bits/dim")
+    assert summary(likelihood).startswith("4.0000 +- 0.5000 bits/dim (prior 1.00000, L_0 1.0000;")
+
+
+def test_summary_leaves_out_a_decoder_term_that_no_image_has():
+    l_t = np.array([[np.nan, 1.0], [np.nan, 2.0]], np.float32)
+    likelihood = Likelihood(np.arange(2), np.full(2, 2), l_t, l_t, l_t, np.array([0.5, 0.5]))
+    assert likelihood.decoder is None
+    assert summary(likelihood).startswith("3.5000 +- 1.0000 bits/dim (prior 0.50000; 2 images")
