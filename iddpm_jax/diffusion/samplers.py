@@ -2,7 +2,7 @@
 
 All three take (network, process, parametrization, x, ...) and are one compiled loop each. The
 process and eta are traced, and so is the number of steps, so none of their values causes another
-compilation.
+compilation. `predict`, `draw` and `run_steps` are what they share, with inpainting too.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from iddpm_jax.diffusion.guidance import CondFn, shift_mean, shift_score
 from iddpm_jax.diffusion.process import Process, at, eps_from_x_0
 from iddpm_jax.diffusion.reverse import (
     Parametrization,
@@ -25,6 +26,9 @@ Network = Callable[[jax.Array, jax.Array], jax.Array]
 
 Noise = Callable[[jax.Array], jax.Array]
 """Step index t (int32 scalar) -> standard normal noise [B, H, W, C] of that step."""
+
+Step = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""(x before the step, its index t [B], the same t as a scalar) -> (x after it, predicted x_0)."""
 
 
 class Samples(NamedTuple):
@@ -68,11 +72,13 @@ def ancestral(
     *,
     steps: jax.Array | int | None = None,
     transform: X0Transform | None = clip_x_0,
+    cond_fn: CondFn | None = None,
     frames: int = 0,
 ) -> Samples:
     """Sample x_{t-1} ~ p(x_{t-1} | x_t) down to t = 0.
 
-    Nichol & Dhariwal 2021, equation 3; Ho et al. 2020, algorithm 2.
+    Nichol & Dhariwal 2021, equation 3; Ho et al. 2020, algorithm 2. With cond_fn, Dhariwal & Nichol
+    2021, algorithm 1.
 
     Args:
         network: the model.
@@ -83,6 +89,7 @@ def ancestral(
         steps: how many steps to run, ending at t = 0; all T by default. Fewer starts from a less
             noisy x.
         transform: applied to every predicted x_0.
+        cond_fn: gradient of a classifier's log-probability; None for no classifier guidance.
         frames: number of snapshots to keep, at most the number of steps; evenly spread, the last
             after the last step.
 
@@ -90,14 +97,13 @@ def ancestral(
         Samples.
     """
 
-    def step(reverse: Reverse, x: jax.Array, t: jax.Array, index: jax.Array) -> jax.Array:
-        del x
-        std = jnp.where(index > 0, jnp.exp(0.5 * reverse.log_variance), 0.0)
-        return reverse.mean + std * noise(index)
+    def step(x: jax.Array, t: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        reverse = predict(network, process, parametrization, x, t, transform)
+        if cond_fn is not None:
+            reverse = shift_mean(reverse, cond_fn(x, model_t(process, t)))
+        return draw(reverse, index, noise(index)), reverse.x_0
 
-    return _loop(
-        step, network, process, parametrization, x, steps, transform, frames, backwards=True
-    )
+    return run_steps(step, process, x, steps, frames, backwards=True)
 
 
 def ddim(
@@ -110,32 +116,36 @@ def ddim(
     eta: jax.Array | float = 0.0,
     steps: jax.Array | int | None = None,
     transform: X0Transform | None = clip_x_0,
+    cond_fn: CondFn | None = None,
     frames: int = 0,
 ) -> Samples:
     """DDIM: the same marginals with less noise, or none (eta = 0), along the way.
 
     Song et al. 2020 (DDIM), equations 12 and 16, used in Nichol & Dhariwal 2021, section 4. The
-    noise prediction is derived again from the transformed x_0.
+    noise prediction is derived again from the transformed x_0. With cond_fn, Dhariwal & Nichol
+    2021, algorithm 2: the predicted x_0 is the guided one, which the transform has not seen.
 
     Args:
-        network, process, parametrization, x, noise, steps, transform, frames: as in ancestral.
+        network, process, parametrization, x, noise, steps, transform, cond_fn, frames: as in
+            ancestral.
         eta: share of the ancestral noise, 0 to 1: sigma_t = eta sqrt(beta_tilde_t).
 
     Returns:
         Samples.
     """
 
-    def step(reverse: Reverse, x: jax.Array, t: jax.Array, index: jax.Array) -> jax.Array:
+    def step(x: jax.Array, t: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        reverse = predict(network, process, parametrization, x, t, transform)
+        if cond_fn is not None:
+            reverse = shift_score(process, reverse, x, t, cond_fn(x, model_t(process, t)))
         eps = eps_from_x_0(process, x, t, reverse.x_0)
         # (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev) is beta_tilde.
         variance = eta**2 * at(process.beta_tilde, t)
         direction = jnp.sqrt(jnp.maximum(at(process.one_minus_alpha_bar_prev, t) - variance, 0.0))
         mean = jnp.sqrt(at(process.alpha_bar_prev, t)) * reverse.x_0 + direction * eps
-        return mean + jnp.sqrt(variance) * noise(index)
+        return mean + jnp.sqrt(variance) * noise(index), reverse.x_0
 
-    return _loop(
-        step, network, process, parametrization, x, steps, transform, frames, backwards=True
-    )
+    return run_steps(step, process, x, steps, frames, backwards=True)
 
 
 def ddim_inversion(
@@ -161,49 +171,86 @@ def ddim_inversion(
         Samples, x being the noise.
     """
 
-    def step(reverse: Reverse, x: jax.Array, t: jax.Array, index: jax.Array) -> jax.Array:
+    def step(x: jax.Array, t: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         del index
-        eps = eps_from_x_0(process, x, t, reverse.x_0)
+        x_0 = predict(network, process, parametrization, x, t, transform).x_0
+        eps = eps_from_x_0(process, x, t, x_0)
         signal = jnp.sqrt(at(process.alpha_bar_next, t))
-        return signal * reverse.x_0 + jnp.sqrt(at(process.one_minus_alpha_bar_next, t)) * eps
+        return signal * x_0 + jnp.sqrt(at(process.one_minus_alpha_bar_next, t)) * eps, x_0
 
-    return _loop(
-        step, network, process, parametrization, x, steps, transform, frames, backwards=False
-    )
+    return run_steps(step, process, x, steps, frames, backwards=False)
 
 
-def _loop(
-    step: Callable[[Reverse, jax.Array, jax.Array, jax.Array], jax.Array],
+def model_t(process: Process, t: jax.Array) -> jax.Array:
+    """What the network, or a classifier beside it, is fed for step t: [B] -> [B]."""
+    return jnp.asarray(process.model_t)[t]
+
+
+def predict(
     network: Network,
     process: Process,
     parametrization: Parametrization,
     x: jax.Array,
-    steps: jax.Array | int | None,
+    t: jax.Array,
     transform: X0Transform | None,
+) -> Reverse:
+    """p(x_{t-1} | x_t) from one evaluation of the network; arguments as in ancestral, t [B]."""
+    output = network(x, model_t(process, t))
+    return p_mean_variance(process, parametrization, output, x, t, transform)
+
+
+def draw(reverse: Reverse, index: jax.Array, eps: jax.Array) -> jax.Array:
+    """x_{t-1} ~ p(x_{t-1} | x_t).
+
+    Nichol & Dhariwal 2021, equation 3.
+
+    Args:
+        reverse: p(x_{t-1} | x_t).
+        index: t, int32 scalar; the step at t = 0 adds no noise.
+        eps: standard normal noise [B, H, W, C].
+
+    Returns:
+        x_{t-1} [B, H, W, C].
+    """
+    std = jnp.where(index > 0, jnp.exp(0.5 * reverse.log_variance), 0.0)
+    return reverse.mean + std * eps
+
+
+def run_steps(
+    step: Step,
+    process: Process,
+    x: jax.Array,
+    steps: jax.Array | int | None,
     frames: int,
     *,
     backwards: bool,
 ) -> Samples:
-    """Evaluate the network and apply `step` at each index; keep `frames` snapshots."""
+    """Apply `step` at each index, compiled once; keep `frames` snapshots.
+
+    Args:
+        step: what to do at one index.
+        process, x, steps, frames: as in ancestral.
+        backwards: from index steps - 1 down to 0, or else upwards.
+
+    Returns:
+        Samples.
+    """
     steps = jnp.asarray(process.T if steps is None else steps, jnp.int32)
-    model_t = jnp.asarray(process.model_t)
     buffer = jnp.zeros((frames, *x.shape), x.dtype)
 
     def body(i: jax.Array, carry: Samples) -> Samples:
         index = steps - 1 - i if backwards else i
         t = jnp.full(x.shape[:1], index, jnp.int32)
-        output = network(carry.x, model_t[t])
-        reverse = p_mean_variance(process, parametrization, output, carry.x, t, transform)
-        new = step(reverse, carry.x, t, index)
+        new, x_0 = step(carry.x, t, index)
         if not frames:
-            return carry._replace(x=new, x_0=reverse.x_0)
+            return carry._replace(x=new, x_0=x_0)
         # Steps that share a frame overwrite each other; the last one stays.
         frame = (i * frames) // steps
         return Samples(
             new,
-            reverse.x_0,
+            x_0,
             carry.x_frames.at[frame].set(new),
-            carry.x_0_frames.at[frame].set(reverse.x_0),
+            carry.x_0_frames.at[frame].set(x_0),
         )
 
     return jax.lax.fori_loop(0, steps, body, Samples(x, x, buffer, buffer))

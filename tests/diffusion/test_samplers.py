@@ -268,6 +268,30 @@ def test_inversion_then_ddim_returns_to_the_start_at_first_order():
     np.testing.assert_allclose(z, (x - MEAN) / STD, atol=0.1)
 
 
+@pytest.mark.parametrize("sampler", [ancestral, ddim])
+def test_guidance_by_a_classifier_returns_the_posterior(sampler):
+    """y ~ N(x_0, S^2) is known, so x_0 | y is normal with the sum of both precisions."""
+    S, y = 0.4, -0.7
+    precision = STD**-2 + S**-2
+    expected, std = (MEAN * STD**-2 + y * S**-2) / precision, precision**-0.5
+
+    def cond_fn(x, model_t):
+        """y | x_t is N(E[x_0 | x_t], Var[x_0 | x_t] + S^2)."""
+        a = jnp.asarray(np.cumprod(1 - BETAS), jnp.float32)[model_t][:, None, None, None]
+        slope = jnp.sqrt(a) * STD**2 / (a * STD**2 + 1 - a)
+        x_0_variance = STD**2 * (1 - a) / (a * STD**2 + 1 - a)
+        return slope * (y - MEAN - slope * (x - jnp.sqrt(a) * MEAN)) / (x_0_variance + S**2)
+
+    process, noise = respace(BETAS, "100"), noise_per_sample(_keys(8), SHAPE[1:])
+    x = noise(jnp.int32(process.T))
+    options = {"transform": None, "cond_fn": cond_fn}
+    parametrization = Parametrization("eps", "fixed_large")
+    samples = np.asarray(sampler(_best_network, process, parametrization, x, noise, **options).x)
+    if sampler is ddim:
+        np.testing.assert_allclose(samples, expected + std * x, atol=0.03)
+    np.testing.assert_allclose([samples.mean(), samples.std()], [expected, std], atol=0.015)
+
+
 def _counted(network: Network) -> tuple[Network, list[int]]:
     traces = []
 
