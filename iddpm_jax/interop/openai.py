@@ -7,23 +7,39 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from iddpm_jax.models.unet import Layer, UNetSpec, layout, make_network
+from iddpm_jax.models.classifier import ClassifierSpec, make_classifier
+from iddpm_jax.models.layout import Layer, UNetSpec, layout
+from iddpm_jax.models.unet import make_network
+
+Spec = UNetSpec | ClassifierSpec
+
 
 # Within one layer: our parameter group -> the official module, by kind of layer.
+_RES = {
+    "norm_in": "in_layers.0",
+    "conv_in": "in_layers.2",
+    "embedding": "emb_layers.1",
+    "norm_out": "out_layers.0",
+    "conv_out": "out_layers.3",
+    "skip": "skip_connection",
+}
 _PARTS = {
-    "res": {
-        "norm_in": "in_layers.0",
-        "conv_in": "in_layers.2",
-        "embedding": "emb_layers.1",
-        "norm_out": "out_layers.0",
-        "conv_out": "out_layers.3",
-        "skip": "skip_connection",
-    },
+    **dict.fromkeys(("res", "res_down", "res_up"), _RES),
     "attention": {"norm": "norm", "qkv": "qkv", "proj": "proj_out"},
 }
+_SUFFIXES = {"conv": "", "down": ".op", "up": ".conv"}
 
 # Our parameter -> the official one, within a module.
-_LEAVES = {"scale": "weight", "kernel": "weight", "embedding": "weight", "bias": "bias"}
+_LEAVES = {
+    "scale": "weight",
+    "kernel": "weight",
+    "embedding": "weight",
+    "bias": "bias",
+    "positional_embedding": "positional_embedding",
+}
+
+# Arrays whose first axis is the input here and the second there.
+_TRANSPOSED = ("kernel", "positional_embedding")
 
 # Linear maps that the official code writes as convolutions of one pixel.
 _WINDOWS = {"skip": (1, 1), "qkv": (1,), "proj": (1,)}
@@ -34,20 +50,21 @@ def _layer_pairs(prefix: str, layer: Layer) -> Iterator[tuple[tuple[str, ...], s
         for ours, official in _PARTS[layer.kind].items():
             yield (layer.name, ours), f"{prefix}.{official}"
     else:
-        yield (layer.name,), prefix + {"conv": "", "down": ".op", "up": ".conv"}[layer.kind]
+        yield (layer.name,), prefix + _SUFFIXES[layer.kind]
 
 
-def module_names(spec: UNetSpec) -> dict[tuple[str, ...], str]:
+def module_names(spec: Spec) -> dict[tuple[str, ...], str]:
     """Our parameter groups -> official module names, in the official order.
 
     Args:
-        spec: shape of the network.
+        spec: shape of the network, a UNet or a classifier.
 
     Returns:
         Path in the parameter tree -> dotted name, for every module the network might have; a
         residual block's "skip" is listed whether or not its channels change.
     """
-    plan = layout(spec)
+    is_classifier = isinstance(spec, ClassifierSpec)
+    plan = layout(spec.encoder if is_classifier else spec)
     pairs = [
         (("time_embedding_in",), "time_embed.0"),
         (("time_embedding_out",), "time_embed.2"),
@@ -56,13 +73,18 @@ def module_names(spec: UNetSpec) -> dict[tuple[str, ...], str]:
     for part, blocks in (
         ("input_blocks", plan.encoder),
         ("middle_block", [plan.middle]),
-        ("output_blocks", plan.decoder),
+        ("output_blocks", [] if is_classifier else plan.decoder),
     ):
         for i, block in enumerate(blocks):
             for j, layer in enumerate(block):
                 prefix = f"{part}.{j}" if part == "middle_block" else f"{part}.{i}.{j}"
                 pairs.extend(_layer_pairs(prefix, layer))
-    pairs += [(("norm_out",), "out.0"), (("conv_out",), "out.2")]
+    pairs.append((("norm_out",), "out.0"))
+    if is_classifier:
+        pairs += [(("pool",), "out.2"), (("pool", "qkv"), "out.2.qkv_proj")]
+        pairs.append((("pool", "proj"), "out.2.c_proj"))
+    else:
+        pairs.append((("conv_out",), "out.2"))
     return dict(pairs)
 
 
@@ -79,52 +101,125 @@ def _flatten(params: dict) -> dict[tuple[str, ...], jax.Array]:
     return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
 
-def _entries(spec: UNetSpec) -> dict[str, _Entry]:
+def shapes(spec: Spec) -> dict:
+    """Our parameters' shapes, without computing them."""
+    if isinstance(spec, ClassifierSpec):
+        shape = (spec.image_size, spec.image_size, spec.encoder.channels)
+        network = make_classifier(spec)
+    else:
+        shape = (8, 8, spec.channels)  # any size gives the same parameters
+        network = make_network(spec)
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), shape))
+
+
+def _entries(spec: Spec) -> dict[str, _Entry]:
     """Official name -> entry, for exactly the parameters of the spec's network."""
-    init = make_network(spec).init
-    params = _flatten(jax.eval_shape(lambda: init(jax.random.key(0), (8, 8, spec.channels))))
+    params = _flatten(shapes(spec))
     entries = {}
     for group, module in module_names(spec).items():
         for leaf, suffix in _LEAVES.items():
             path = (*group, leaf)
             if path in params:
                 shape = official = params[path].shape
-                if leaf == "kernel":
+                if leaf in _TRANSPOSED:
                     *window, fan_in, fan_out = shape
                     official = (fan_out, fan_in, *(window or _WINDOWS.get(group[-1], ())))
-                entries[f"{module}.{suffix}"] = _Entry(path, shape, official)
+                name = f"{module}.{suffix}"
+                entries[name] = _Entry(path, shape, official)
     return entries
 
 
+def official_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Official name -> shape in PyTorch's layout, in the official order."""
+    return {name: entry.official_shape for name, entry in _entries(spec).items()}
+
+
 def _check_names(expected: Iterable, given: Iterable, holder: str) -> None:
-    missing, extra = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
-    for verb, names in (("lacks", missing), ("has superfluous", extra)):
-        if names:
-            listed = ", ".join(str(name) for name in names[:5])
-            raise ValueError(f"{holder} {verb} {listed} ({len(names)} such entries)")
+    expected, given = dict.fromkeys(expected), dict.fromkeys(given)  # sets that keep their order
+    missing = [name for name in expected if name not in given]
+    extra = [name for name in given if name not in expected]
+    complaints = [
+        f"{verb} {_some(names)}"
+        for verb, names in (("lacks", missing), ("has superfluous", extra))
+        if names
+    ]
+    if complaints:
+        raise ValueError(f"{holder} {' and '.join(complaints)}")
 
 
-def from_state_dict(spec: UNetSpec, state_dict: Mapping[str, np.ndarray]) -> dict:
+def _some(names: list[str]) -> str:
+    """The first five, and how many there are."""
+    more = f", ... ({len(names)} such entries)" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _objections(spec: UNetSpec, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """What a state dict of another UNet says of itself, in the words of a config."""
+    width = shapes.get("time_embed.0.weight", (0, spec.width))[-1]
+    if width != spec.width:
+        yield f"it is a network of width {width}, the config's has model.width {spec.width}"
+    inputs = shapes.get("input_blocks.0.0.weight", (0, 0))[1]
+    if inputs == 2 * spec.channels and not spec.super_resolution:
+        yield (
+            "it is a super-resolution network (its first convolution sees the small image too), "
+            "but the config sets no model.low_res_size; use a config such as superres_64_256.py"
+        )
+    elif inputs == spec.channels and spec.super_resolution:
+        yield (
+            "it is no super-resolution network, but the config sets model.low_res_size; "
+            "use the config of the base model"
+        )
+    classes = shapes.get("label_emb.weight", (0,))[0]
+    if classes and not spec.num_classes:
+        yield (
+            f"it is class-conditional with {classes} classes; set model.class_conditional=true "
+            f"and data.num_classes={classes}"
+        )
+    elif spec.num_classes and not classes:
+        yield "it is unconditional, but the config sets model.class_conditional; set it to false"
+    elif classes != spec.class_rows:
+        yield f"its classes are {classes}, the config's {spec.class_rows} (data.num_classes)"
+    outputs = shapes.get("out.2.weight", (spec.out_channels,))[0]
+    if outputs != spec.out_channels and outputs in (spec.channels, 2 * spec.channels):
+        learned = outputs == 2 * spec.channels
+        yield (
+            f"it puts out {outputs} channels, the config's network {spec.out_channels}; set "
+            f"diffusion.variance to {'learned_range' if learned else 'fixed_large'}"
+        )
+
+
+def from_state_dict(spec: Spec, state_dict: Mapping[str, np.ndarray]) -> dict:
     """Our parameters from an official state dict.
 
     Args:
-        spec: shape of the network; channels counts its input, so 2 C for super-resolution.
+        spec: shape of the network, a UNet or a classifier.
         state_dict: official name -> array in PyTorch's layout.
 
     Returns:
         Nested dict of numpy arrays, as Network.init gives.
 
     Raises:
-        ValueError: names or shapes are not those of the spec's network.
+        ValueError: names or shapes are not those of the spec's network; one line that says how the
+            networks differ, and otherwise names the entries.
     """
     entries = _entries(spec)
+    shapes = {name: np.shape(array) for name, array in state_dict.items()}
+    if isinstance(spec, UNetSpec) and "time_embed.0.weight" in shapes:
+        objections = list(_objections(spec, shapes))
+        if objections:
+            raise ValueError("; ".join(objections))
     _check_names(entries, state_dict, "the state dict")
+    wrong = [
+        f"{name} has shape {shapes[name]}, the spec says {entry.official_shape}"
+        for name, entry in entries.items()
+        if shapes[name] != entry.official_shape
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong[:3]) + (f"; {len(wrong)} in all" if wrong[3:] else ""))
     params: dict = {}
-    for name, (path, shape, official_shape) in entries.items():
+    for name, (path, shape, _) in entries.items():
         array = np.asarray(state_dict[name])
-        if array.shape != official_shape:
-            raise ValueError(f"{name} has shape {array.shape}, the spec says {official_shape}")
-        if path[-1] == "kernel":
+        if path[-1] in _TRANSPOSED:
             array = np.moveaxis(array, (0, 1), (-1, -2)).reshape(shape)
         group = params
         for part in path[:-1]:
@@ -133,7 +228,7 @@ def from_state_dict(spec: UNetSpec, state_dict: Mapping[str, np.ndarray]) -> dic
     return params
 
 
-def to_state_dict(spec: UNetSpec, params: dict) -> dict[str, np.ndarray]:
+def to_state_dict(spec: Spec, params: dict) -> dict[str, np.ndarray]:
     """The inverse of from_state_dict.
 
     Args:
@@ -155,7 +250,7 @@ def to_state_dict(spec: UNetSpec, params: dict) -> dict[str, np.ndarray]:
     state_dict = {}
     for name, (path, _, official_shape) in entries.items():
         array = np.asarray(arrays[path])
-        if path[-1] == "kernel":
+        if path[-1] in _TRANSPOSED:
             array = np.moveaxis(array, (-1, -2), (0, 1)).reshape(official_shape)
         state_dict[name] = array
     return state_dict

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 
 GROUPS = 32
+HEAD_ORDERS = ("heads_first", "qkv_first")
 
 fan_in_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 """Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
@@ -136,29 +137,52 @@ class Attention(nn.Module):
 
     Attributes:
         heads: number of heads, a divisor of the channels.
+        order: of the channels of q, k and v, one of HEAD_ORDERS.
         dtype: type of the projections; softmax is float32.
     """
 
     heads: int
+    order: str = "heads_first"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         batch, height, width, channels = x.shape
-        size = channels // self.heads
         h = GroupNorm(name="norm")(x).reshape(batch, height * width, channels)
         qkv = dense(h, 3 * channels, "qkv", dtype=self.dtype)
-        # Channels run head by head, and q, k, v within a head: the order of the released weights.
-        q, k, v = jnp.split(qkv.reshape(batch, -1, self.heads, 3 * size), 3, axis=-1)
-        # Scaling both factors keeps half precision in range.
-        root = size**-0.25
-        precision = _precision(self.dtype)
-        logits = jnp.einsum("bqhc,bkhc->bhqk", q * root, k * root, precision=precision)
-        weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(v.dtype)
-        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v, precision=precision)
-        h = dense(h.reshape(batch, -1, channels), channels, "proj", zero=True, dtype=self.dtype)
+        h = attend(qkv, self.heads, self.order)
+        h = dense(h, channels, "proj", zero=True, dtype=self.dtype)
         return x + h.reshape(x.shape)
+
+
+def attend(qkv: jax.Array, heads: int, order: str) -> jax.Array:
+    """Attention of every position to all: softmax(q k / sqrt(channels of a head)) v.
+
+    Args:
+        qkv: queries, keys and values of all heads [B, N, 3 C]. Under "heads_first" the channels run
+            head by head, and q, k, v within a head; under "qkv_first" q of all heads comes first.
+        heads: number of heads.
+        order: one of HEAD_ORDERS.
+
+    Returns:
+        [B, N, C].
+    """
+    batch, length, channels = qkv.shape
+    size = channels // (3 * heads)
+    if order == "heads_first":
+        parts = qkv.reshape(batch, length, heads, 3, size)
+        q, k, v = (parts[..., i, :] for i in range(3))
+    else:
+        parts = qkv.reshape(batch, length, 3, heads, size)
+        q, k, v = (parts[:, :, i] for i in range(3))
+    # Scaling both factors keeps half precision in range.
+    root = size**-0.25
+    precision = _precision(qkv.dtype)
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q * root, k * root, precision=precision)
+    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(v.dtype)
+    h = jnp.einsum("bhqk,bkhc->bqhc", weights, v, precision=precision)
+    return h.reshape(batch, length, channels // 3)
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:

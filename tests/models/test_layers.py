@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import float64_layers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from golden_cases import SMALL, assert_close, cases, load, to_nchw, to_nhwc
 
 from iddpm_jax.models.layers import (
-    GROUPS,
+    HEAD_ORDERS,
     Attention,
     GroupNorm,
+    attend,
     average_pool,
     conv3,
     dense,
@@ -38,20 +40,6 @@ class Layer(nn.Module):
 
 def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def reference_group_norm(x, gamma, beta, scale=None, shift=None) -> np.ndarray:
-    """Group by group in float64."""
-    x = np.asarray(x, np.float64)
-    normalised = np.empty_like(x)
-    for example in range(x.shape[0]):
-        for channels in np.split(np.arange(x.shape[-1]), GROUPS):
-            group = x[example, :, :, channels]
-            normalised[example, :, :, channels] = (group - group.mean()) / np.sqrt(
-                group.var() + 1e-5
-            )
-    h = normalised * gamma + beta
-    return h if scale is None else h * (1.0 + scale[:, None, None]) + shift[:, None, None]
 
 
 # Timestep embedding
@@ -80,26 +68,26 @@ def test_timestep_embedding_is_cosines_then_sines_then_zero():
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_group_norm_matches_float64(channels, conditioned):
     x = 3.0 * normal(0, 2, 5, 4, channels) + normal(1, channels)
-    gamma, beta = normal(2, channels), normal(3, channels)
+    params = {"scale": normal(2, channels), "bias": normal(3, channels)}
     outer = (normal(4, 2, channels), normal(5, 2, channels)) if conditioned else ()
-    out = GroupNorm().apply({"params": {"scale": gamma, "bias": beta}}, x, *outer)
-    np.testing.assert_allclose(out, reference_group_norm(x, gamma, beta, *outer), atol=2e-5)
+    out = GroupNorm().apply({"params": params}, x, *outer)
+    np.testing.assert_allclose(out, float64_layers.group_norm(x, params, *outer), atol=2e-5)
 
 
 def test_group_norm_survives_a_large_mean():
     x = 1000.0 + normal(0, 2, 16, 16, 64)
-    gamma, beta = np.ones(64), np.zeros(64)
-    out = GroupNorm().apply({"params": {"scale": gamma, "bias": beta}}, x)
+    params = {"scale": np.ones(64), "bias": np.zeros(64)}
+    out = GroupNorm().apply({"params": params}, x)
     # The mean of the squares less the square of the mean would be off by several per cent.
-    np.testing.assert_allclose(out, reference_group_norm(x, gamma, beta), atol=1e-3)
+    np.testing.assert_allclose(out, float64_layers.group_norm(x, params), atol=1e-3)
 
 
 def test_group_norm_of_bfloat16_keeps_float32_statistics():
     x = jnp.asarray(8.0 + normal(0, 2, 32, 32, 32), jnp.bfloat16)
-    gamma, beta = np.ones(32), np.zeros(32)
-    out = GroupNorm().apply({"params": {"scale": gamma, "bias": beta}}, x)
+    params = {"scale": np.ones(32), "bias": np.zeros(32)}
+    out = GroupNorm().apply({"params": params}, x)
     assert out.dtype == jnp.bfloat16
-    expected = reference_group_norm(x.astype(jnp.float32), gamma, beta)
+    expected = float64_layers.group_norm(x.astype(jnp.float32), params)
     # Rounding the result costs 2^-9 of it; statistics in bfloat16 would be off by per cents.
     np.testing.assert_allclose(out.astype(jnp.float32), expected, rtol=2**-8, atol=1e-4)
 
@@ -122,33 +110,31 @@ def attention_params(channels: int) -> dict:
     }
 
 
-def reference_attention(x, params: dict, heads: int) -> np.ndarray:
-    """Pixel by pixel in float64; a head's channels are its queries, keys and values in turn."""
-    params = jax.tree.map(lambda array: np.asarray(array, np.float64), params)
-    batch, height, width, channels = x.shape
-    size = channels // heads
-    h = reference_group_norm(x, params["norm"]["scale"], params["norm"]["bias"])
-    qkv = h.reshape(batch, height * width, channels) @ params["qkv"]["kernel"]
-    qkv += params["qkv"]["bias"]
-    attended = np.zeros((batch, height * width, channels))
-    for example in range(batch):
-        for head in range(heads):
-            first = 3 * size * head
-            q, k, v = (qkv[example, :, first + i * size : first + (i + 1) * size] for i in range(3))
-            for pixel in range(height * width):
-                logits = k @ q[pixel] / np.sqrt(size)
-                weights = np.exp(logits - logits.max())
-                weights /= weights.sum()
-                attended[example, pixel, head * size : (head + 1) * size] = weights @ v
-    out = attended @ params["proj"]["kernel"] + params["proj"]["bias"]
-    return np.asarray(x, np.float64) + out.reshape(x.shape)
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("order", HEAD_ORDERS)
+def test_attend_matches_float64(heads, order):
+    qkv = 1.5 * normal(7, 2, 6, 3 * 16)
+    expected = float64_layers.attend(qkv.astype(np.float64), heads, order)
+    np.testing.assert_allclose(attend(jnp.asarray(qkv), heads, order), expected, atol=5e-6)
+
+
+def test_orders_of_the_heads_differ_by_a_permutation_of_the_channels():
+    heads, size = 4, 3
+    qkv = jnp.asarray(normal(8, 2, 5, 3 * heads * size))
+    # Where each channel of q of all heads, then k, then v, is when a head's q, k, v are together.
+    places = np.arange(3 * heads * size).reshape(heads, 3, size).swapaxes(0, 1).ravel()
+    expected = attend(qkv, heads, "heads_first")
+    np.testing.assert_array_equal(attend(qkv[..., places], heads, "qkv_first"), expected)
+    assert np.abs(attend(qkv, heads, "qkv_first") - expected).max() > 0.1
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_attention_matches_float64(heads):
+@pytest.mark.parametrize("order", HEAD_ORDERS)
+def test_attention_matches_float64(heads, order):
     x, params = normal(6, 2, 3, 5, 64), attention_params(64)
-    out = Attention(heads).apply({"params": params}, x)
-    np.testing.assert_allclose(out, reference_attention(x, params, heads), atol=2e-5)
+    out = Attention(heads, order).apply({"params": params}, x)
+    expected = float64_layers.attention(x, params, heads, order)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
 
 
 def test_attention_starts_as_the_identity():
