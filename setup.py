@@ -34,6 +34,7 @@ INSTALL_REQUIRES = [
     "numpy>=2.1",
     "absl-py>=2.1",
     "pillow>=10.3",
+    "safetensors>=0.6.1",  # weights in and out without torch; older ones hide a file's order
     "scikit-learn>=1.5",  # carries the digits images
     "tensorboardX>=2.6.2",
     "tqdm>=4.66",
@@ -45,7 +46,7 @@ EXTRAS_REQUIRE = {
     "tpu": [f"jax[tpu]{JAX_RANGE}"],
     "cuda": [f"jax[cuda13]{JAX_RANGE}"],
     "cuda12": [f"jax[cuda12]{JAX_RANGE}"],
-    "torch": ["torch>=2.2", "safetensors>=0.4.3"],
+    "torch": ["torch>=2.10"],  # older ones can be made to run code by a file of weights
     # Preparing public datasets only: training never imports TensorFlow.
     # tensorflow-datasets uses importlib_resources without declaring it.
     "tf": ["tensorflow>=2.18", "tensorflow-datasets>=4.9.10", "importlib_resources>=6"],
