@@ -3,11 +3,32 @@
 from iddpm_jax import config as base_config
 
 
+def _guidance(config: base_config.ConfigDict) -> None:
+    """Keep classes back in training, so that sample.guidance can be used."""
+    config.model.label_dropout = 0.1
+
+
+def _half(config: base_config.ConfigDict) -> None:
+    """4x4, the first stage of a cascade."""
+    config.data.image_shape = (4, 4, 1)
+    config.model.attention_resolutions = (2,)
+
+
+def _superres(config: base_config.ConfigDict) -> None:
+    """4x4 -> 8x8, the second stage of a cascade."""
+    config.model.low_res_size = 4
+    config.train.low_res_noise = 0.1
+
+
+VARIANTS = {"guidance": _guidance, "half": _half, "superres": _superres}
+
+
 def get_config(variants: str = "") -> base_config.ConfigDict:
     """The digits config.
 
     Args:
-        variants: comma-separated, of l_simple, l_hybrid, l_vlb, linear, cosine.
+        variants: comma-separated, of guidance, half, superres, l_simple, l_hybrid, l_vlb, linear,
+            cosine, T1000, T4000.
 
     Returns:
         ConfigDict.
@@ -37,5 +58,5 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
     config.nll.ema_rate = 0.99
     config.nll.terms = 100
     config.nll.batch_size = 512
-    base_config.variants(config, variants, {})
+    base_config.variants(config, variants, VARIANTS)
     return config

@@ -18,11 +18,24 @@ def _small(config: base_config.ConfigDict) -> None:
     config.nll.terms = 50
 
 
+def _half(config: base_config.ConfigDict) -> None:
+    """16x16, the first stage of a cascade."""
+    config.data.image_shape = (16, 16, 3)
+    config.model.attention_resolutions = (8, 4)
+
+
+def _superres(config: base_config.ConfigDict) -> None:
+    """16x16 -> 32x32, the second stage of a cascade."""
+    config.model.low_res_size = 16
+    config.train.low_res_noise = 0.1
+
+
 def get_config(variants: str = "") -> base_config.ConfigDict:
     """The emoji config: half the paper's CIFAR-10 width, class-conditional.
 
     Args:
-        variants: comma-separated, of small, l_simple, l_hybrid, l_vlb, linear, cosine.
+        variants: comma-separated, of small, half, superres, l_simple, l_hybrid, l_vlb, linear,
+            cosine, T1000, T4000.
 
     Returns:
         ConfigDict.
@@ -41,5 +54,5 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
     config.train.checkpoint_every_steps = 5000
     config.sample.count = 81
     config.sample.steps = "250"
-    base_config.variants(config, variants, {"small": _small})
+    base_config.variants(config, variants, {"small": _small, "half": _half, "superres": _superres})
     return config

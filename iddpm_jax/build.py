@@ -17,7 +17,8 @@ from iddpm_jax.diffusion.respacing import respace
 from iddpm_jax.diffusion.reverse import Parametrization
 from iddpm_jax.diffusion.schedules import make_betas
 from iddpm_jax.errors import InputError
-from iddpm_jax.models.unet import Network, UNetSpec, make_network
+from iddpm_jax.models.layout import UNetSpec
+from iddpm_jax.models.unet import Network, make_network
 
 Built = TypeVar("Built")
 
@@ -35,7 +36,8 @@ class Model:
         spec: shape of the network.
         network: its init and apply.
         image_shape: (H, W, C).
-        num_classes: classes of the data, whether or not the network is told them.
+        low_res_shape: (h, w, C) of the small images of super-resolution, or None.
+        num_classes: classes of the data, whether or not the network is told them; 0 if unknown.
     """
 
     betas: np.ndarray
@@ -46,6 +48,7 @@ class Model:
     spec: UNetSpec
     network: Network
     image_shape: tuple[int, int, int]
+    low_res_shape: tuple[int, int, int] | None
     num_classes: int
 
     @property
@@ -79,7 +82,8 @@ def model(config: ConfigDict) -> Model:
         InputError: one line that names the key and what is allowed.
     """
     check(config)
-    source = data.load(config.data.name, "train")
+    image_shape, num_classes = _image_shape_and_classes(config)
+    low_res_shape = _low_res_shape(config, image_shape)
     settings = config.diffusion
     if settings.schedule == "linear" and settings.T < 21:
         raise InputError(
@@ -94,7 +98,8 @@ def model(config: ConfigDict) -> Model:
     )
     objective = _explained("loss.name", lambda: Objective(config.loss.name, config.loss.vlb_weight))
     _check_trains_variance(objective, parametrization)
-    spec = _spec(config, source, parametrization)
+    spec = _spec(config, image_shape, num_classes, parametrization)
+    _check_guidance(config, spec)
     for key in ("sample", "nll"):
         _explained(f"{key}.steps", lambda: respace(betas, config[key].steps))  # noqa: B023
     return Model(
@@ -105,9 +110,96 @@ def model(config: ConfigDict) -> Model:
         objective,
         spec,
         make_network(spec),
-        source.image_shape,
-        len(source.class_names),
+        image_shape,
+        low_res_shape,
+        num_classes,
     )
+
+
+def _image_shape_and_classes(config: ConfigDict) -> tuple[tuple[int, int, int], int]:
+    """From the config where it says; the data, which need not be at hand, is asked for the rest."""
+    shape, num_classes = tuple(config.data.image_shape), config.data.num_classes
+    if not shape or (config.model.class_conditional and not num_classes):
+        source = data.load(config.data.name, "train")
+        shape = shape or source.image_shape
+        num_classes = num_classes or len(source.class_names)
+    return shape, num_classes
+
+
+def settle(config: ConfigDict, model: Model) -> None:
+    """Write what the model took from the data into its config.
+
+    A workdir is then enough for samples, wherever the data are by then.
+    """
+    config.data.update(image_shape=model.image_shape, num_classes=model.num_classes)
+
+
+def _low_res_shape(
+    config: ConfigDict, image_shape: tuple[int, int, int]
+) -> tuple[int, int, int] | None:
+    size, (height, width, channels) = config.model.low_res_size, image_shape
+    if not size:
+        for key in ("train", "sample"):
+            if config[key].low_res_noise:
+                raise InputError(
+                    f"{key}.low_res_noise is set, but there are no small images to put it on; "
+                    "leave it out, or set model.low_res_size"
+                )
+        if config.sample.base:
+            raise InputError(
+                "sample.base (--base) is set, but this model draws without small images; leave it "
+                "out, or use a super-resolution model (model.low_res_size)"
+            )
+        return None
+    if config.sample.classes:
+        raise InputError(
+            "sample.classes is set, but a super-resolution model takes the classes of its small "
+            "images; leave it out"
+        )
+    short_side = min(height, width)
+    if size >= short_side:
+        raise InputError(
+            f"model.low_res_size is {size}; it must be below the {short_side} pixels of the images"
+        )
+    return height * size // short_side, width * size // short_side, channels
+
+
+def _check_guidance(config: ConfigDict, spec: UNetSpec) -> None:
+    if config.sample.guidance != 1 and not spec.null_class:
+        raise InputError(
+            f"sample.guidance is {config.sample.guidance}, but this model was not trained with "
+            "classes kept back; set model.label_dropout=0.1 in training, or guidance to 1"
+        )
+
+
+def load_data(config: ConfigDict, model: Model, split: str) -> data.Source:
+    """A split of the config's data.
+
+    Args:
+        config: its data part is read.
+        model: what the data is for.
+        split: "train" or "test".
+
+    Returns:
+        Source with images of the model's shape.
+
+    Raises:
+        InputError: no such data, other image shape, or more classes than the model has.
+    """
+    name = config.data.name
+    source = data.load(name, split, model.image_shape)
+    if source.image_shape != model.image_shape:
+        found, wanted = ("x".join(map(str, s)) for s in (source.image_shape, model.image_shape))
+        raise InputError(
+            f"data.name {name!r} has images of {found}, this model is for {wanted} "
+            "(data.image_shape); use other data or another model"
+        )
+    if model.class_conditional and len(source.class_names) > model.num_classes:
+        raise InputError(
+            f"data.name {name!r} has {len(source.class_names)} classes, this model "
+            f"{model.num_classes} (data.num_classes); use other data or another model"
+        )
+    return source
 
 
 def _check_trains_variance(objective: Objective, parametrization: Parametrization) -> None:
@@ -123,8 +215,13 @@ def _check_trains_variance(objective: Objective, parametrization: Parametrizatio
         )
 
 
-def _spec(config: ConfigDict, source: data.Source, parametrization: Parametrization) -> UNetSpec:
-    height, width, channels = source.image_shape
+def _spec(
+    config: ConfigDict,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    parametrization: Parametrization,
+) -> UNetSpec:
+    height, width, channels = image_shape
     settings = config.model
     levels = len(settings.channel_mult)
     short_side = min(height, width)
@@ -151,10 +248,15 @@ def _spec(config: ConfigDict, source: data.Source, parametrization: Parametrizat
             attention_factors=tuple(factor_of[size] for size in settings.attention_resolutions),
             num_heads=settings.num_heads,
             num_heads_upsample=settings.num_heads_upsample,
-            num_classes=len(source.class_names) if settings.class_conditional else 0,
+            num_head_channels=settings.num_head_channels,
+            attention_order=settings.attention_order,
+            num_classes=num_classes if settings.class_conditional else 0,
+            null_class=settings.label_dropout > 0,
+            super_resolution=settings.low_res_size > 0,
             dropout=settings.dropout,
             scale_shift_norm=settings.scale_shift_norm,
             conv_resample=settings.conv_resample,
+            resblock_updown=settings.resblock_updown,
             remat=settings.remat,
             dtype=_dtype(settings.dtype),
         ),

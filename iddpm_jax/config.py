@@ -20,7 +20,12 @@ def base() -> ConfigDict:
     c.seed = 0  # of parameters, data order, timesteps, noise and dropout
 
     c.data = ConfigDict()
-    c.data.name = "emoji"  # "digits" (8x8 grey, 10 classes) or "emoji" (32x32 colour, 9 classes)
+    # "digits" (8x8 grey, 10 classes), "emoji" (32x32 colour, 9 classes) or "npz:" and a path, to a
+    # file of arr_0 (uint8 [N, H, W, C]) and arr_1 (classes), or a folder of train.npz and test.npz
+    c.data.name = "emoji"
+    # (height, width, channels) of the images, larger ones being averaged down; (): as the data has
+    c.data.image_shape = ()
+    c.data.num_classes = 0  # classes of the data; 0: as the data has
     c.data.random_flip = (
         False  # mirror training images left to right at random; never in evaluation
     )
@@ -44,18 +49,30 @@ def base() -> ConfigDict:
     c.loss.uniform_share = 0.001  # share of draws that stays uniform under importance sampling
 
     c.model = ConfigDict()
-    c.model.width = 128  # channels of the first level, a multiple of 32
-    c.model.channel_mult = (1, 2, 2, 2)  # width of each level over the first; each halves the size
+    c.model.width = 128  # channels that channel_mult multiplies
+    c.model.channel_mult = (1, 2, 2, 2)  # channels of each level over width; each halves the size
     c.model.num_res_blocks = 3  # residual blocks per level
     c.model.attention_resolutions = (16, 8)  # sizes (shorter side, pixels) with attention
     c.model.num_heads = 4
     c.model.num_heads_upsample = 0  # heads in the decoder; 0: as num_heads
+    c.model.num_head_channels = 0  # channels of a head; above 0 it decides the numbers of heads
+    # Channels of q, k, v in a projection: "heads_first" (improved diffusion), "qkv_first" (the new
+    # order of guided diffusion)
+    c.model.attention_order = "heads_first"
     c.model.class_conditional = False  # tell the network the class of each image
+    # Share of training images whose class is kept from the network, so that sample.guidance can
+    # be used; Ho & Salimans 2022: 0.1 to 0.2
+    c.model.label_dropout = 0.0
+    # Super-resolution: shorter side of the small image that the network sees, pixels; 0: none
+    c.model.low_res_size = 0
     c.model.dropout = 0.0  # paper: 0.3 on CIFAR-10, 0 on ImageNet-64
     c.model.scale_shift_norm = True  # condition by scale and shift (the paper's); else by adding
     c.model.conv_resample = True  # resample with a convolution; else averages and repetition
+    c.model.resblock_updown = False  # resample inside residual blocks (guided diffusion)
     c.model.remat = False  # recompute activations in the backward pass: less memory, more time
-    c.model.dtype = "auto"  # "float32", "bfloat16", or "auto": bfloat16 on TPU and GPU
+    # "float32", "bfloat16", "float16" (trained under a loss scale), or "auto": bfloat16 on TPU and
+    # GPU, float32 on CPUs
+    c.model.dtype = "auto"
 
     c.train = ConfigDict()
     c.train.steps = 0  # optimizer steps; must be given. Paper: 500,000 on CIFAR-10
@@ -69,17 +86,26 @@ def base() -> ConfigDict:
         0.0  # largest global L2 norm of the gradient; 0: off, the paper's choice
     )
     c.train.ema_rates = (0.9999,)  # decay per step of each running average of the parameters
+    # Super-resolution: largest standard deviation of the noise on small images, drawn evenly for
+    # each (conditioning augmentation); images run from -1 to 1
+    c.train.low_res_noise = 0.0
     c.train.log_every_steps = 100  # write metrics and update the curves
     c.train.sample_every_steps = 10000  # write a grid of samples; 0: never
     c.train.checkpoint_every_steps = 10000  # save; the end is always saved
     c.train.keep_checkpoints = 2  # newest checkpoints kept
 
     c.sample = ConfigDict()
-    c.sample.count = 64  # images
+    c.sample.count = 64  # images; under super-resolution every image of sample.base counts
     c.sample.steps = "250"  # "" for all T, "250", "10,15,20" per section, or "ddim50"
     c.sample.sampler = "ancestral"  # or "ddim"
     c.sample.eta = 0.0  # noise in DDIM: 0 none, 1 as much as ancestral
-    c.sample.classes = ()  # classes to take in turn, such as (0, 3, 3); (): all of them in turn
+    c.sample.classes = ()  # classes to choose from, such as (0, 3, 3); (): all there are
+    c.sample.class_choice = "balanced"  # take the classes in turn; or "random": draw them
+    # Classifier-free guidance: 1 none, more sharpens the class; needs model.label_dropout
+    c.sample.guidance = 1.0
+    # Super-resolution: .npz of small images (--base); "": small versions of the test images
+    c.sample.base = ""
+    c.sample.low_res_noise = 0.0  # standard deviation of the noise on small images
     c.sample.ema_rate = 0.9999  # which average of the parameters; 0 for the parameters themselves
     c.sample.batch_size = 64  # images at a time, over all devices
     c.sample.clip_x_0 = True  # clip predicted images to [-1, 1] at every step
@@ -105,8 +131,7 @@ def variants(
     Args:
         config: changed in place.
         names: comma-separated; "" for none.
-        own: variants of this config file beside the common l_simple, l_hybrid, l_vlb, linear and
-            cosine; each changes the config in place.
+        own: variants of this config file beside COMMON_VARIANTS; each changes the config in place.
 
     Raises:
         InputError: a name that is not known, with those that are.
@@ -134,16 +159,18 @@ def _l_vlb(config: ConfigDict) -> None:
     config.diffusion.variance = "learned_range"
 
 
-def _schedule(name: str) -> Callable[[ConfigDict], None]:
-    return lambda config: config.diffusion.update(schedule=name)
+def _diffusion(**values: object) -> Callable[[ConfigDict], None]:
+    return lambda config: config.diffusion.update(values)
 
 
 COMMON_VARIANTS = {
     "l_simple": _l_simple,
     "l_hybrid": _l_hybrid,
     "l_vlb": _l_vlb,
-    "linear": _schedule("linear"),
-    "cosine": _schedule("cosine"),
+    "linear": _diffusion(schedule="linear"),
+    "cosine": _diffusion(schedule="cosine"),
+    "T1000": _diffusion(T=1000),
+    "T4000": _diffusion(T=4000),
 }
 
 
@@ -159,9 +186,11 @@ def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
 # Closed words of keys that no other code checks.
 _CHOICES = {
     "loss.timesteps": ("uniform", "importance"),
-    "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.attention_order": ("heads_first", "qkv_first"),
+    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "train.learning_rate_decay": ("constant", "linear"),
     "sample.sampler": ("ancestral", "ddim"),
+    "sample.class_choice": ("balanced", "random"),
     "nll.split": ("train", "test"),
 }
 _AT_LEAST = {
@@ -175,13 +204,18 @@ _AT_LEAST = {
     ),
     **dict.fromkeys(
         (
-            "nll.terms model.num_heads_upsample train.warmup_steps "
+            "nll.terms model.num_heads_upsample model.num_head_channels model.low_res_size "
+            "data.num_classes train.low_res_noise sample.low_res_noise sample.guidance "
+            "train.warmup_steps "
             "train.weight_decay train.gradient_clip train.sample_every_steps loss.vlb_weight"
         ).split(),
         0,
     ),
 }
-_FROM_0_TO_1 = "loss.uniform_share model.dropout sample.eta sample.ema_rate nll.ema_rate".split()
+_FROM_0_TO_1 = (
+    "loss.uniform_share model.dropout model.label_dropout sample.eta sample.ema_rate nll.ema_rate"
+).split()
+_TUPLES_OF = {"train.ema_rates": (float,), "model.channel_mult": (int, float)}  # the rest: int
 
 
 def check(config: ConfigDict) -> None:
@@ -221,9 +255,10 @@ def check(config: ConfigDict) -> None:
 
 def _check_type(key: str, value: object, default: object) -> None:
     if isinstance(default, tuple):
-        kind = float if key == "train.ema_rates" else int
-        ok = isinstance(value, tuple | list) and all(type(v) is kind for v in value)
-        wanted = f"a tuple of {'fractions' if kind is float else 'whole numbers'}"
+        kinds = _TUPLES_OF.get(key, (int,))
+        ok = isinstance(value, tuple | list) and all(type(v) in kinds for v in value)
+        wanted = {(int,): "whole numbers", (float,): "fractions"}.get(kinds, "numbers")
+        wanted = f"a tuple of {wanted}"
     elif isinstance(default, float):
         ok = type(value) in (int, float) and abs(value) < float("inf")
         wanted = "a finite number"
@@ -252,8 +287,18 @@ def _check_together(config: ConfigDict) -> None:
         raise InputError(
             f"train.ema_rates is {train.ema_rates}; each rate must lie between 0 and 1"
         )
-    if not model.channel_mult or min(model.channel_mult) < 1:
-        raise InputError(f"model.channel_mult is {model.channel_mult}; each must be 1 or more")
+    if not model.channel_mult or not min(model.channel_mult) > 0:
+        raise InputError(f"model.channel_mult is {model.channel_mult}; each must be above 0")
+    shape = config.data.image_shape
+    if shape and (len(shape) != 3 or min(shape) < 1):
+        raise InputError(
+            f"data.image_shape is {tuple(shape)}; give height, width and channels, such as "
+            "(32, 32, 3), or () for the data's own"
+        )
+    if model.label_dropout and not model.class_conditional:
+        raise InputError(
+            "model.label_dropout needs classes to keep back; set model.class_conditional=true"
+        )
     for key in ("sample", "nll"):
         rate = config[key].ema_rate
         if rate != 0 and rate not in train.ema_rates:
@@ -263,19 +308,43 @@ def _check_together(config: ConfigDict) -> None:
             )
 
 
+CONVERTED = "converted.json"
+"""File in a workdir whose weights came from files: where from, and at which step."""
+
+# Empty, these take what the data have; a workdir has them filled in.
+FROM_DATA = ("data.image_shape", "data.num_classes")
+
 # A run may go on with other values of these; any other change makes it another run.
 FREE_ON_RESUME = ("sample.", "nll.", "train.steps", "train.keep_checkpoints")
 
+# Samples and likelihoods do not ask which data the run was trained on, nor in which precision.
+FREE_ON_READING = (*FREE_ON_RESUME, "data.name", "model.dtype", "model.remat")
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """What keeps a run under `old` from going on under `new`: lines "key: old -> new"."""
+# Converted weights that have not been trained here yet may be fine-tuned as one likes, short of
+# what would change the arrays of the train state.
+FREE_AFTER_CONVERSION = (
+    *FREE_ON_RESUME,
+    *"seed data.name data.random_flip model.dropout model.remat loss.vlb_weight".split(),
+    *"train.batch_size train.microbatches train.learning_rate train.warmup_steps".split(),
+    "train.low_res_noise",
+)
+
+
+def differences(
+    old: ConfigDict, new: ConfigDict, free: tuple[str, ...] = FREE_ON_RESUME
+) -> list[str]:
+    """What keeps a run under `old` from going on under `new`: lines "key: old -> new".
+
+    Args:
+        old, new: configs; "as the data has" in the new one agrees with what the run found.
+        free: beginnings of the keys that may differ.
+    """
     before = dict(flat(old))
+    free = (*free, *(key for key in FROM_DATA if not dict(flat(new))[key]))
     return [
         f"{key}: {before[key]} -> {value}"
         for key, value in flat(new)
-        if value != before[key]
-        and not key.startswith(FREE_ON_RESUME)
-        and not key.endswith("_every_steps")
+        if value != before[key] and not key.startswith(free) and not key.endswith("_every_steps")
     ]
 
 
@@ -297,8 +366,17 @@ def load(path: Path) -> ConfigDict:
         InputError: unreadable, or with keys that no longer exist.
     """
     try:
-        stored = ConfigDict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a config ({error})") from None
+    return loads(text, path)
+
+
+def loads(text: str, path: Path) -> ConfigDict:
+    """As load, from JSON text; the path it comes from is for messages."""
+    try:
+        stored = ConfigDict(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as a config ({error})") from None
     config = base()
     defaults = dict(flat(config))

@@ -4,13 +4,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Protocol
 
 import grain
 import numpy as np
 
 from iddpm_jax.errors import InputError
+from iddpm_jax.images import area_average_uint8
 
 
 class Source(Protocol):
@@ -26,7 +27,7 @@ class Source(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
     """A split held in memory.
 
@@ -78,29 +79,111 @@ def _emoji(split: str) -> ArraySource:
         return _every(10, arrays["images"], arrays["labels"], arrays["label_names"], split)
 
 
-# A data set is a word here, or will be a prefix and an address: "tfds:", "folder:", "npz:".
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pictures in the form that evaluators exchange: arr_0, and arr_1 where there are classes.
+
+    Args:
+        path: an .npz file, such as the samples written here.
+
+    Returns:
+        (uint8 [N, H, W, C], classes int32 [N] or None).
+
+    Raises:
+        InputError: unreadable, or not such arrays.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            images, labels = np.asarray(arrays["arr_0"]), arrays.get("arr_1")
+    except Exception as error:  # numpy, zipfile and zlib each raise their own
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path} cannot be read as pictures ({reason}); give an .npz with arr_0, uint8 "
+            "[N, H, W, C]"
+        ) from None
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        raise InputError(
+            f"{path}: arr_0 is {images.dtype} {list(images.shape)}; pictures are uint8 [N, H, W, C]"
+        )
+    if labels is None:
+        return images, None
+    whole = labels.shape == images.shape[:1] and labels.dtype.kind in "iu"
+    if not whole or labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        raise InputError(
+            f"{path}: arr_1 is {labels.dtype} {list(labels.shape)}; classes are whole numbers from "
+            f"0, one for each of the {len(images)} pictures"
+        )
+    return images, labels.astype(np.int32)
+
+
+def _npz(address: str, split: str) -> ArraySource:
+    """A folder of train.npz and test.npz, or one file of which every tenth picture is for testing.
+
+    Without arr_1 all pictures are of one class.
+    """
+    path = Path(address)
+    images, labels = read_npz(path / f"{split}.npz" if path.is_dir() else path)
+    labels = np.zeros(len(images), np.int32) if labels is None else labels
+    names = tuple(map(str, range(labels.max() + 1)))
+    if path.is_dir():
+        return ArraySource(images, labels, names)
+    source = _every(10, images, labels, names, split)
+    if not len(source):
+        raise InputError(
+            f"{path} has {len(images)} pictures, and every tenth is for testing, so there is none; "
+            "give 10 or more, or a folder with a test.npz"
+        )
+    return source
+
+
 _BUILT_IN: dict[str, Callable[[str], Source]] = {"digits": _digits, "emoji": _emoji}
+_BY_PREFIX: dict[str, Callable[[str, str], Source]] = {"npz": _npz}
 
 
-@functools.cache
-def load(name: str, split: str) -> Source:
+def load(name: str, split: str, image_shape: tuple[int, ...] = ()) -> Source:
     """A split of a data set.
 
     Args:
-        name: "digits" or "emoji".
+        name: "digits", "emoji", or "npz:" and a path; see config.base.
         split: "train" or "test".
+        image_shape: (H, W, C) wanted; larger pictures of the same proportions are averaged down to
+            it. () takes them as they are.
 
     Returns:
-        The source.
+        The source. Its image_shape may still differ from the one wanted; see build.load_data.
 
     Raises:
-        InputError: unknown name or split.
+        InputError: unknown name or split, or unreadable files.
     """
+    source = _load(name, split)
+    if not image_shape:
+        return source
+    (height, width, channels), (rows, columns, depth) = image_shape, source.image_shape
+    if channels != depth or height >= rows or height * columns != width * rows:
+        return source
+    return _shrunk(source, height, width)
+
+
+@functools.cache
+def _shrunk(source: ArraySource, height: int, width: int) -> ArraySource:
+    small = [
+        area_average_uint8(source.images[i : i + 1000], height, width)
+        for i in range(0, len(source), 1000)
+    ]
+    return dataclasses.replace(source, images=np.concatenate(small))
+
+
+@functools.cache
+def _load(name: str, split: str) -> Source:
     if split not in ("train", "test"):
         raise InputError(f"split {split!r} is unknown; use train or test")
-    if name not in _BUILT_IN:
-        raise InputError(f"data.name {name!r} is unknown; use one of {', '.join(_BUILT_IN)}")
-    return _BUILT_IN[name](split)
+    if name in _BUILT_IN:
+        return _BUILT_IN[name](split)
+    prefix, colon, address = name.partition(":")
+    if colon and prefix in _BY_PREFIX:
+        return _BY_PREFIX[prefix](address, split)
+    raise InputError(
+        f"data.name {name!r} is unknown; use one of {', '.join(_BUILT_IN)}, npz:FILE or npz:FOLDER"
+    )
 
 
 class _Flip(grain.transforms.RandomMap):

@@ -41,27 +41,42 @@ def prepare(image: Image.Image, resolution: int) -> np.ndarray:
     return pixels[top : top + resolution, left : left + resolution]
 
 
-def area_average(x: np.ndarray, size: int) -> np.ndarray:
-    """Average down to size x size; bins overlap where the size does not divide.
+def area_average(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Average down to height x width; bins overlap where the size does not divide.
 
-    The low-resolution side of a super-resolution training pair.
+    The small image of a super-resolution training pair.
 
     Args:
         x: [B, H, W, C].
-        size: height and width of the result.
+        height, width: of the result.
 
     Returns:
-        [B, size, size, C].
+        [B, height, width, C].
     """
 
-    def weights(length: int) -> np.ndarray:
+    def weights(length: int, size: int) -> np.ndarray:
         i = np.arange(size)
         first, last = i * length // size, -(-(i + 1) * length // size)
         pixel = np.arange(length)
         inside = (pixel >= first[:, None]) & (pixel < last[:, None])
         return (inside / (last - first)[:, None]).astype(np.float32)
 
-    return np.einsum("ih,jw,bhwc->bijc", weights(x.shape[1]), weights(x.shape[2]), x)
+    rows, columns = weights(x.shape[1], height), weights(x.shape[2], width)
+    # Full float32: accelerators would otherwise round the pixels.
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def area_average_uint8(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The same for pictures in 8 bit, rounded: to_uint8 would darken each by half a level.
+
+    Args:
+        images: uint8 [B, H, W, C].
+        height, width: of the result.
+
+    Returns:
+        uint8 [B, height, width, C].
+    """
+    return np.rint(area_average(images.astype(np.float32), height, width)).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int | None = None, scale: int | None = None) -> np.ndarray:

@@ -183,6 +183,114 @@ def test_network_puts_out_the_shape_the_parametrization_needs():
     assert output.shape == (2, height, width, 2 * channels)
 
 
+def test_shape_and_classes_in_the_config_leave_the_data_alone():
+    model = build.model(
+        small(
+            data__name="npz:/nonexistent",
+            data__image_shape=(16, 12, 3),
+            data__num_classes=7,
+            model__class_conditional=True,
+            model__attention_resolutions=(),
+        )
+    )
+    assert model.image_shape == (16, 12, 3)
+    assert model.num_classes == model.spec.num_classes == 7
+    # An unconditional model does not need to know the number of classes.
+    model = build.model(small(data__name="npz:/nonexistent", data__image_shape=(8, 8, 1)))
+    assert model.image_shape == (8, 8, 1) and model.num_classes == 0
+
+
+def test_data_is_read_for_what_the_config_does_not_say():
+    assert "/nonexistent" in refusal(data__name="npz:/nonexistent")
+    conditional = {"data__image_shape": (8, 8, 1), "model__class_conditional": True}
+    assert "/nonexistent" in refusal(data__name="npz:/nonexistent", **conditional)
+    model = build.model(small(data__image_shape=(4, 4, 1), model__class_conditional=True))
+    assert model.image_shape == (4, 4, 1) and model.num_classes == 10
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 0, 1), (8, 8, 1, 1)])
+def test_impossible_image_shape_is_refused(shape):
+    assert "data.image_shape" in refusal(data__image_shape=shape)
+
+
+def data_refusal(split: str = "train", **changes) -> str:
+    config = small(**changes)
+    with pytest.raises(InputError) as caught:
+        build.load_data(config, build.model(config), split)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_data_has_the_shape_of_the_model():
+    config = small(data__image_shape=(4, 4, 1))
+    source = build.load_data(config, build.model(config), "test")
+    assert source.image_shape == (4, 4, 1) and len(source) == 359
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 1), (8, 8, 3), (4, 8, 1)])
+def test_data_of_another_shape_is_refused(shape):
+    text = data_refusal(data__image_shape=shape, model__attention_resolutions=())
+    for word in ("'digits'", "8x8x1", "x".join(map(str, shape)), "data.image_shape"):
+        assert word in text
+
+
+def test_data_with_more_classes_than_the_model_is_refused():
+    changes = {"data__num_classes": 9, "data__image_shape": (8, 8, 1)}
+    text = data_refusal(model__class_conditional=True, **changes)
+    assert "10 classes" in text and "this model 9" in text and "data.num_classes" in text
+    config = small(**changes)  # an unconditional model does not care
+    assert len(build.load_data(config, build.model(config), "train")) == 1438
+    config = small(**{**changes, "data__num_classes": 11}, model__class_conditional=True)
+    assert len(build.load_data(config, build.model(config), "train")) == 1438
+
+
+@pytest.mark.parametrize(
+    "shape, size, low_res_shape",
+    [((8, 8, 1), 4, (4, 4, 1)), ((16, 24, 3), 4, (4, 6, 3)), ((24, 16, 3), 15, (22, 15, 3))],
+)
+def test_super_resolution_takes_small_images_of_the_same_proportions(shape, size, low_res_shape):
+    changes = {"data__image_shape": shape, "model__attention_resolutions": ()}
+    model = build.model(small(model__low_res_size=size, **changes))
+    assert model.low_res_shape == low_res_shape
+    assert model.spec.super_resolution and model.spec.channels == shape[2]
+    params = jax.eval_shape(lambda: model.network.init(jax.random.key(0), model.image_shape))
+    assert params["conv_in"]["kernel"].shape == (3, 3, 2 * shape[2], 32)
+    assert build.model(small(**changes)).low_res_shape is None
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_small_images_that_are_not_smaller_are_refused(size):
+    text = refusal(model__low_res_size=size)
+    assert f"model.low_res_size is {size}" in text and "8 pixels" in text
+
+
+def test_small_images_for_a_base_model_are_refused():
+    text = refusal(sample__base="samples.npz")
+    assert "sample.base" in text and "model.low_res_size" in text
+    build.model(small(sample__base="samples.npz", model__low_res_size=4))
+
+
+def test_classes_are_not_chosen_for_super_resolution():
+    changes = {"model__class_conditional": True, "model__low_res_size": 4}
+    assert "sample.classes" in refusal(sample__classes=(1,), **changes)
+
+
+def test_guidance_needs_a_model_that_was_trained_for_it():
+    for changes in ({}, {"model__class_conditional": True}):
+        text = refusal(sample__guidance=2.0, **changes)
+        assert "sample.guidance is 2.0" in text and "model.label_dropout" in text
+    model = build.model(
+        small(sample__guidance=2.0, model__class_conditional=True, model__label_dropout=0.1)
+    )
+    assert model.spec.null_class and model.spec.class_rows == 11 and model.num_classes == 10
+
+
+def test_label_dropout_needs_classes():
+    text = refusal(model__label_dropout=0.1)
+    assert "model.label_dropout" in text and "model.class_conditional" in text
+
+
 @pytest.mark.parametrize(
     "decay, warmup, expected",
     [

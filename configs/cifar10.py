@@ -1,0 +1,33 @@
+"""CIFAR-10, 32x32: the paper's unconditional model (52.5M parameters) and the rows of its Table 2.
+
+Rows of Table 2 as variants: T1000,linear,l_simple; linear,l_simple; linear (L_hybrid);
+l_simple (cosine); none (cosine, L_hybrid); l_vlb (cosine). All are trained for 500K steps.
+"""
+
+from iddpm_jax import config as base_config
+
+
+def _official(config: base_config.ConfigDict) -> None:
+    """OpenAI's cifar10_uncond_50M_500K.pt; with l_vlb, cifar10_uncond_vlb_50M_500K.pt."""
+    # The paper's settings are the released ones; the words stay for whoever looks for them.
+
+
+def get_config(variants: str = "") -> base_config.ConfigDict:
+    """The CIFAR-10 config.
+
+    Args:
+        variants: comma-separated, of official, l_simple, l_hybrid, l_vlb, linear, cosine, T1000,
+            T4000.
+
+    Returns:
+        ConfigDict.
+    """
+    config = base_config.base()
+    config.data.name = "npz:data/cifar10"
+    config.data.image_shape = (32, 32, 3)
+    config.data.num_classes = 10
+    config.model.dropout = 0.3
+    config.train.steps = 500_000
+    config.sample.count = 100
+    base_config.variants(config, variants, {"official": _official})
+    return config
