@@ -52,13 +52,13 @@ class Checkpoints:
         """Folder of a checkpoint."""
         return self._folder / str(step)
 
-    def save(self, step: int, state: TrainState, position: dict, config: dict) -> None:
+    def save(self, step: int, state: TrainState, position: dict | None, config: dict) -> None:
         """Start writing in the background; the state may be donated as soon as this returns.
 
         Args:
             step: optimizer steps taken.
             state: to save.
-            position: of the data iterator, as its get_state gives.
+            position: of the data iterator, as its get_state gives; None before any data.
             config: as a plain dict.
         """
         self.wait()
@@ -74,7 +74,7 @@ class Checkpoints:
         self._checkpointer.wait()
         self._note_files()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict]:
+    def restore(self, like: TrainState) -> tuple[TrainState, dict | None]:
         """Read the newest checkpoint.
 
         Args:

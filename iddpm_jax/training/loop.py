@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import jax
@@ -14,14 +15,17 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from iddpm_jax import build, data
+from iddpm_jax import config as configs
 from iddpm_jax.diffusion import importance
-from iddpm_jax.errors import DivergedError
-from iddpm_jax.models.unet import layout
+from iddpm_jax.errors import DivergedError, InputError
+from iddpm_jax.models.layout import layout
+from iddpm_jax.training import loss_scale
 from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.metrics import Reporter
 from iddpm_jax.training.parallel import (
     batch_sharding,
     check_batch,
+    make_mesh,
     replicated,
     to_devices,
 )
@@ -50,9 +54,48 @@ def new_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable[[]
             build.optimizer(config),
             config.train.ema_rates,
             history,
+            new_loss_scale(config),
         )
 
     return jax.jit(init, out_shardings=replicated(mesh))
+
+
+def new_loss_scale(config: ConfigDict) -> loss_scale.LossScale | None:
+    """The loss scale before the first step; None but for float16."""
+    return loss_scale.init() if config.model.dtype == "float16" else None
+
+
+class Run(NamedTuple):
+    """A trained workdir, ready for use."""
+
+    config: ConfigDict
+    model: build.Model
+    mesh: Mesh
+    state: TrainState
+
+
+def open_run(workdir: Path, config: ConfigDict | None = None) -> Run:
+    """Read a workdir's newest checkpoint, on all devices.
+
+    Args:
+        workdir: of a run that has saved.
+        config: the run's, perhaps with other sample and nll parts; by default as it is stored.
+
+    Returns:
+        Run.
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    folder, file = workdir / "checkpoints", workdir / "config.json"
+    config = configs.load(file) if config is None else config
+    model, mesh = build.model(config), make_mesh()
+    if not folder.is_dir():
+        raise InputError(f"{workdir} holds no checkpoints; train first with --mode train")
+    with Checkpoints(folder, None) as checkpoints:
+        # The arrays are those of the run as it was trained.
+        state, _ = restore(configs.load(file), model, mesh, checkpoints)
+    return Run(config, model, mesh, state)
 
 
 def restore(
@@ -67,7 +110,7 @@ def restore(
         checkpoints: of the run.
 
     Returns:
-        (state, position of the data iterator).
+        (state, position of the data iterator; None for converted weights).
 
     Raises:
         InputError: no checkpoint, or a damaged one.
@@ -86,8 +129,11 @@ def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callabl
         microbatches=config.train.microbatches,
         ema_rates=tuple(config.train.ema_rates),
         uniform_share=config.loss.uniform_share,
-        class_conditional=model.class_conditional,
+        num_classes=model.spec.num_classes,
+        label_dropout=config.model.label_dropout,
         dropout=config.model.dropout > 0,
+        low_res_shape=model.low_res_shape,
+        low_res_noise=config.train.low_res_noise,
     )
     return make_train_step(
         model.network,
@@ -145,7 +191,7 @@ def train(
     """
     settings = config.train
     check_batch(mesh, settings.batch_size, settings.microbatches)
-    source = data.load(config.data.name, "train")
+    source = build.load_data(config, model, "train")
     batches = data.training_batches(
         source, settings.batch_size, config.seed, config.data.random_flip
     )
@@ -154,7 +200,8 @@ def train(
             state = new_state(config, model, mesh)()
         else:
             state, position = restore(config, model, mesh, checkpoints)
-            batches.set_state(position)
+            if position is not None:  # converted weights have seen no data here
+                batches.set_state(position)
             print(f"continuing from step {checkpoints.latest}")
         start = int(state.step)
         if start >= settings.steps:
@@ -238,6 +285,8 @@ def run_steps(
 def _check_finite(now: int, metrics: dict[str, np.ndarray], checkpoints: Checkpoints) -> None:
     if np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"]):
         return
+    if metrics.get("skipped") and metrics["log2_loss_scale"] > loss_scale.FLOOR:
+        return  # float16 ran over; the step was not taken, and the next has a smaller scale
     good = checkpoints.latest
     where = "there is no checkpoint yet"
     if good is not None:

@@ -30,9 +30,12 @@ class Means:
         """Means of what was added, by name, and start again.
 
         Quartile q of the steps t is named _q0 (least noise) to _q3; NaN where no example fell in
-        it.
+        it. Steps that were skipped for their overflow count in "skipped" alone, unless all were.
         """
-        sums = {k: np.mean([row[k] for row in self._rows], axis=0) for k in self._rows[0]}
+        taken = [row for row in self._rows if not row.get("skipped")] or self._rows
+        sums = {k: np.mean([row[k] for row in taken], axis=0) for k in taken[0]}
+        if "skipped" in sums:
+            sums["skipped"] = np.mean([row["skipped"] for row in self._rows])
         self._rows = []
         weight = sums.pop("quartile_weight")
         result = {k: float(v) for k, v in sums.items() if not k.endswith("_quartile_sum")}
@@ -74,8 +77,10 @@ class Writer:
         self._events.close()
 
     def write(self, row: dict[str, float]) -> None:
-        """Append one row; it has a "step". NaN is written as null, or as nothing in the CSV."""
-        row = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        """Append one row; it has a "step". Not-finite numbers become null, nothing in the CSV."""
+        row = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+        }
         with self._jsonl.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._append_csv(row)

@@ -9,6 +9,7 @@ import optax
 
 from iddpm_jax.diffusion import importance
 from iddpm_jax.models.unet import Network
+from iddpm_jax.training.loss_scale import LossScale
 
 Params = dict[str, Any]
 
@@ -24,6 +25,7 @@ class TrainState:
         ema: running averages of the parameters, by rate written as text, such as "0.9999".
         opt_state: of the optimizer.
         history: losses for importance sampling; None where timesteps are drawn evenly.
+        loss_scale: for training in float16; None otherwise.
     """
 
     step: jax.Array
@@ -31,6 +33,7 @@ class TrainState:
     ema: dict[str, Params]
     opt_state: optax.OptState
     history: importance.History | None
+    loss_scale: LossScale | None = None
 
     def weights(self, ema_rate: float) -> Params:
         """The average with this rate, or the parameters themselves for 0."""
@@ -44,6 +47,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     ema_rates: tuple[float, ...],
     history: importance.History | None,
+    loss_scale: LossScale | None = None,
 ) -> TrainState:
     """The state of a run that has taken no step.
 
@@ -54,6 +58,7 @@ def init_state(
         optimizer: its init is used.
         ema_rates: rates of the averages, each of which starts as a copy of the parameters.
         history: an empty one for importance sampling, or None.
+        loss_scale: a new one for float16, or None.
 
     Returns:
         TrainState.
@@ -62,4 +67,4 @@ def init_state(
     # Real copies: an average that shares its buffers with params would be donated twice.
     ema = {str(rate): jax.tree.map(jnp.copy, params) for rate in ema_rates}
     step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, ema, optimizer.init(params), history)
+    return TrainState(step, params, ema, optimizer.init(params), history, loss_scale)

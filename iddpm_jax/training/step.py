@@ -13,8 +13,9 @@ from iddpm_jax.diffusion import importance
 from iddpm_jax.diffusion.losses import Losses, Objective, training_losses
 from iddpm_jax.diffusion.process import Process, q_sample
 from iddpm_jax.diffusion.reverse import Parametrization
-from iddpm_jax.images import to_float
+from iddpm_jax.images import area_average, to_float
 from iddpm_jax.models.unet import Network
+from iddpm_jax.training import loss_scale
 from iddpm_jax.training.parallel import batch_sharding, mean_gradient
 from iddpm_jax.training.state import Params, TrainState
 
@@ -31,16 +32,22 @@ class StepSettings:
         microbatches: see parallel.mean_gradient.
         ema_rates: decay per step of each average.
         uniform_share: see importance.probabilities.
-        class_conditional: whether labels are given to the network.
+        num_classes: classes that the network is told, 0 for none; also the index of the null class.
+        label_dropout: share of examples whose class is replaced by the null class.
         dropout: whether the network has dropout.
+        low_res_shape: (h, w, C) of the small images of super-resolution, or None.
+        low_res_noise: largest standard deviation of the noise on them.
     """
 
     seed: int
     microbatches: int
     ema_rates: tuple[float, ...]
     uniform_share: float
-    class_conditional: bool
-    dropout: bool
+    num_classes: int = 0
+    label_dropout: float = 0.0
+    dropout: bool = False
+    low_res_shape: tuple[int, int, int] | None = None
+    low_res_noise: float = 0.0
 
 
 class Examples(NamedTuple):
@@ -53,6 +60,7 @@ class Examples(NamedTuple):
     weight: jax.Array
     y: jax.Array | None
     dropout_key: jax.Array | None
+    low_res: jax.Array | None
 
 
 def make_train_step(
@@ -68,7 +76,7 @@ def make_train_step(
     """The compiled training step.
 
     Draw t, diffuse, predict, take the loss and its gradient, update parameters, averages and
-    history.
+    history. Under a loss scale, a step whose gradient is not finite changes nothing but the scale.
 
     Args:
         network, process, parametrization, objective, optimizer, settings: what to train, and how.
@@ -82,7 +90,8 @@ def make_train_step(
     """
 
     def loss(params: Params, e: Examples) -> tuple[jax.Array, Losses]:
-        output = network.apply(params, e.x_t, jnp.asarray(process.model_t)[e.t], e.y, e.dropout_key)
+        model_t = jnp.asarray(process.model_t)[e.t]
+        output = network.apply(params, e.x_t, model_t, e.y, e.dropout_key, e.low_res)
         losses = training_losses(
             process, parametrization, objective, output, e.x_0, e.x_t, e.t, e.eps
         )
@@ -92,7 +101,7 @@ def make_train_step(
 
     def draw_examples(state: TrainState, batch: dict[str, jax.Array]) -> Examples:
         key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-        key_t, key_eps, key_dropout = jax.random.split(key, 3)
+        key_t, key_eps, key_dropout, key_y, key_low_res = jax.random.split(key, 5)
         x_0 = to_float(batch["image"])
         count = x_0.shape[0]
         if state.history is None:
@@ -108,13 +117,19 @@ def make_train_step(
             t,
             eps,
             weight,
-            batch["label"] if settings.class_conditional else None,
+            _hide_labels(key_y, batch["label"], settings) if settings.num_classes else None,
             jax.random.split(key_dropout, count) if settings.dropout else None,
+            _shrink(key_low_res, x_0, settings) if settings.low_res_shape else None,
         )
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         examples = draw_examples(state, batch)
-        grads, losses = gradient(state.params, examples)
+        scaled, scale = examples, state.loss_scale
+        if scale is not None:
+            scaled = examples._replace(weight=examples.weight * scale.factor)
+        grads, losses = gradient(state.params, scaled)
+        if scale is not None:
+            grads = jax.tree.map(lambda g: g / scale.factor, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {
@@ -130,9 +145,40 @@ def make_train_step(
             metrics["warmed_up"] = jnp.mean(importance.warmed_up(history), dtype=jnp.float32)
             metrics["effective_sample_size"] = importance.effective_sample_size(p)
             history = importance.update(history, examples.t, losses.loss)
-        return TrainState(state.step + 1, params, ema, opt_state, history), metrics
+        new = TrainState(state.step + 1, params, ema, opt_state, history, None)
+        if scale is not None:
+            finite = jnp.isfinite(metrics["gradient_norm"])
+            old = dataclasses.replace(state, loss_scale=None)
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+            scale_after = loss_scale.update(scale, finite)
+            new = dataclasses.replace(new, step=state.step + 1, loss_scale=scale_after)
+            metrics["skipped"] = 1.0 - finite
+            metrics["log2_loss_scale"] = scale.log2
+        return new, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _hide_labels(key: jax.Array, label: jax.Array, settings: StepSettings) -> jax.Array:
+    """Replace a share of the labels [B] by the null class (Ho & Salimans 2022, algorithm 1)."""
+    if not settings.label_dropout:
+        return label
+    hidden = jax.random.bernoulli(key, settings.label_dropout, label.shape)
+    return jnp.where(hidden, settings.num_classes, label)
+
+
+def _shrink(key: jax.Array, x_0: jax.Array, settings: StepSettings) -> jax.Array:
+    """The small image of each example [B, h, w, C], with noise of a random strength if asked for.
+
+    The noise is Gaussian conditioning augmentation (Ho et al. 2021, "Cascaded Diffusion Models",
+    section 4), of which the network is not told the strength.
+    """
+    small = area_average(x_0, *settings.low_res_shape[:2])
+    if not settings.low_res_noise:
+        return small
+    key_std, key_noise = jax.random.split(key)
+    std = jax.random.uniform(key_std, (len(small), 1, 1, 1), maxval=settings.low_res_noise)
+    return small + std * jax.random.normal(key_noise, small.shape)
 
 
 def _metrics(T: int, examples: Examples, losses: Losses) -> Metrics:

@@ -77,6 +77,25 @@ def test_ten_and_ten_steps_equal_twenty_exactly(straight, tmp_path):
     assert_same(*(batch_at(config, position) for position in positions))
 
 
+def test_float16_run_resumes_with_its_scale(tmp_path):
+    config = tiny(train__steps=4, model__dtype="float16")
+    expected = jax.device_get(train(config, tmp_path / "straight", no_preview))
+    config.train.steps = 2
+    train(config, tmp_path / "halves", no_preview)
+    config.train.steps = 4
+    state = jax.device_get(train(config, tmp_path / "halves", no_preview))
+    assert_same(expected, state)
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "halves" / "metrics.jsonl").read_text().splitlines()
+    ]
+    # Means of two steps each, of the scale that a step was taken under; no step was skipped.
+    assert [row["skipped"] for row in rows] == [0, 0]
+    scales = [row["log2_loss_scale"] for row in rows]
+    np.testing.assert_allclose(scales, [20.0005, 20.0025], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(state.loss_scale.log2, 20.004, rtol=0, atol=1e-5)
+
+
 def test_stored_state_equals_the_one_in_memory(straight):
     config, workdir, expected = straight
     with Checkpoints(workdir / "checkpoints", 2) as checkpoints:

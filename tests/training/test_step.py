@@ -53,7 +53,17 @@ def run(devices: int, microbatches: int = 1, steps: int = 3, warm: bool = True, 
         model.objective,
         optimizer,
         optax.constant_schedule(0.01),
-        StepSettings(3, microbatches, RATES, 0.001, True, config.model.dropout > 0),
+        StepSettings(
+            3,
+            microbatches,
+            RATES,
+            0.001,
+            10,
+            config.model.label_dropout,
+            config.model.dropout > 0,
+            model.low_res_shape,
+            config.train.low_res_noise,
+        ),
         mesh,
     )
     before = jax.device_get(params)
@@ -75,14 +85,34 @@ def one_device():
     return run(1, model__dropout=0.2, loss__name="l_hybrid")
 
 
-@pytest.mark.parametrize("devices, microbatches", [(4, 1), (2, 4), (4, 4)])
-def test_step_on_more_devices_or_microbatches_gives_the_same(one_device, devices, microbatches):
-    _, expected, expected_metrics, _ = one_device
-    _, state, metrics, _ = run(devices, microbatches, model__dropout=0.2, loss__name="l_hybrid")
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(state), strict=True):
+def assert_close(result, expected):
+    """Results of run, equal but for rounding."""
+    _, state, metrics, _ = result
+    _, expected_state, expected_metrics, _ = expected
+    for a, b in zip(jax.tree.leaves(expected_state), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(b, a, rtol=2e-4, atol=2e-5 * max(1.0, np.abs(a).max()))
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("devices, microbatches", [(4, 1), (2, 4), (4, 4)])
+def test_step_on_more_devices_or_microbatches_gives_the_same(one_device, devices, microbatches):
+    result = run(devices, microbatches, model__dropout=0.2, loss__name="l_hybrid")
+    assert_close(result, one_device)
+
+
+def test_super_resolution_with_hidden_labels_on_more_devices_gives_the_same():
+    conditions = {
+        "model__label_dropout": 0.5,
+        "model__low_res_size": 4,
+        "train__low_res_noise": 0.3,
+    }
+    one, four = (run(devices, **conditions) for devices in (1, 4))
+    assert_close(four, one)
+    before, state, _, _ = one
+    # The rows of the labels seen and of the null class have moved.
+    table, old = state.params["class_embedding"]["embedding"], before["class_embedding"]
+    assert table.shape[0] == 11 and not np.array_equal(table[10], old["embedding"][10])
 
 
 def test_step_changes_every_parameter_of_a_perturbed_network(one_device):
