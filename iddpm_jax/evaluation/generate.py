@@ -1,8 +1,10 @@
 """Samples from a model, on all devices; sample i depends on (seed, i) alone."""
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +13,74 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from iddpm_jax import build
-from iddpm_jax.data import padded_chunks
-from iddpm_jax.diffusion import samplers
+from iddpm_jax import build, data
+from iddpm_jax.diffusion import guidance, samplers
 from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
-from iddpm_jax.errors import InputError
-from iddpm_jax.images import grid, to_uint8, write_png
+from iddpm_jax.errors import DivergedError, InputError
+from iddpm_jax.images import area_average_uint8, grid, to_float, to_uint8, write_png
 from iddpm_jax.training.parallel import check_batch, map_batch, to_devices
 from iddpm_jax.training.state import Params
 
 
-def classes_of(config: ConfigDict, model: build.Model, count: int) -> np.ndarray | None:
-    """Class of each sample: those of sample.classes in turn, or all of them in turn.
+class Base(NamedTuple):
+    """What super-resolution starts from: small images uint8 [N, h, w, C], classes [N] or None."""
+
+    images: np.ndarray
+    classes: np.ndarray | None
+
+    def first(self, count: int) -> "Base":
+        """The first of them."""
+        return Base(self.images[:count], None if self.classes is None else self.classes[:count])
+
+
+def base_of(config: ConfigDict, model: build.Model) -> Base | None:
+    """The small images to enlarge: those of sample.base, or small versions of test images.
 
     Args:
-        config: sample.classes is read.
+        config: sample.base and, without one, sample.count and the data are read.
+        model: the model.
+
+    Returns:
+        Base, or None where the model is not for super-resolution.
+
+    Raises:
+        InputError: unreadable, of another shape, or without the classes that the model needs.
+    """
+    if model.low_res_shape is None:
+        return None
+    path = config.sample.base
+    if not path:
+        source = build.load_data(config, model, "test")
+        chosen = [source[i] for i in range(min(config.sample.count, len(source)))]
+        images = np.stack([example["image"] for example in chosen])
+        small = area_average_uint8(images, *model.low_res_shape[:2])
+        return Base(small, np.stack([example["label"] for example in chosen]))
+    images, classes = data.read_npz(Path(path))
+    if images.shape[1:] != model.low_res_shape:
+        found, wanted = ("x".join(map(str, s)) for s in (images.shape[1:], model.low_res_shape))
+        raise InputError(
+            f"--base {path} has pictures of {found}; this model enlarges {wanted} to "
+            f"{'x'.join(map(str, model.image_shape))}"
+        )
+    if model.class_conditional:
+        if classes is None:
+            raise InputError(
+                f"--base {path} has no classes (arr_1), but this model is class-conditional; give "
+                "the samples of a class-conditional base model"
+            )
+        if classes.max() >= model.num_classes:
+            raise InputError(
+                f"--base {path} has class {classes.max()}; this model has classes 0 to "
+                f"{model.num_classes - 1}"
+            )
+    return Base(images, classes)
+
+
+def classes_of(config: ConfigDict, model: build.Model, count: int) -> np.ndarray | None:
+    """Class of each sample: out of sample.classes or all of them, in turn or at random.
+
+    Args:
+        config: sample.classes, sample.class_choice and sample.seed are read.
         model: the model.
         count: number of samples.
 
@@ -45,7 +100,11 @@ def classes_of(config: ConfigDict, model: build.Model, count: int) -> np.ndarray
         raise InputError(
             f"sample.classes has {wrong[0]}; this model has classes 0 to {model.num_classes - 1}"
         )
-    return np.resize(np.array(wanted or range(model.num_classes), np.int32), count)
+    choices = np.array(wanted or range(model.num_classes), np.int32)
+    if config.sample.class_choice == "random":
+        # A longer run begins with the classes of a shorter one.
+        return np.random.default_rng(config.sample.seed).choice(choices, count)
+    return np.resize(choices, count)
 
 
 @functools.cache
@@ -55,21 +114,52 @@ def _sampling_function(
     image_shape: tuple[int, int, int],
     sampler: str,
     clip: bool,
+    null_class: int | None,
     mesh: Mesh,
 ) -> Callable:
-    """Compiled (params, process, eta, key), (index [B], classes [B]) -> images [B, H, W, C]."""
+    """Compiled sampler of a batch.
+
+    Args:
+        network, parametrization, image_shape, sampler, clip, mesh: what is compiled in.
+        null_class: guide with the prediction for this class; None does not guide.
+
+    Returns:
+        Function (params, process, scalars by name, key), (index [B], classes [B] or None, small
+        images uint8 [B, h, w, C] or None) -> images [B, H, W, C].
+    """
     transform = clip_x_0 if clip else None
 
     def sample(shared: tuple, batch: tuple) -> jax.Array:
-        params, process, eta, key = shared
-        index, y = batch
+        params, process, scalars, key = shared
+        index, y, small = batch
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         noise = samplers.noise_per_sample(keys, image_shape)
-        denoise = functools.partial(_apply, network, params, y)
+        low_res = None
+        if small is not None:
+            # One beyond the start, so that no step of the process shares it.
+            small_noise = samplers.noise_per_sample(keys, small.shape[1:])(process.T + 1)
+            low_res = to_float(small) + scalars["low_res_noise"] * small_noise
+
+        def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+            if null_class is None:
+                return network(params, x, t, y, None, low_res)
+            # Both predictions in one batch.
+            twice = (None if a is None else jnp.concatenate([a, a]) for a in (x, t, low_res))
+            x, t, both_low_res = twice
+            both_y = jnp.concatenate([y, jnp.full_like(y, null_class)])
+            outputs = jnp.split(network(params, x, t, both_y, None, both_low_res), 2)
+            return guidance.classifier_free(parametrization, *outputs, scalars["guidance"])
+
         start = noise(jnp.int32(process.T))
         if sampler == "ddim":
             result = samplers.ddim(
-                denoise, process, parametrization, start, noise, eta=eta, transform=transform
+                denoise,
+                process,
+                parametrization,
+                start,
+                noise,
+                eta=scalars["eta"],
+                transform=transform,
             )
         else:
             result = samplers.ancestral(
@@ -80,26 +170,24 @@ def _sampling_function(
     return map_batch(sample, mesh)
 
 
-def _apply(network: Callable, params: Params, y: jax.Array | None, x: jax.Array, t: jax.Array):
-    return network(params, x, t, y)
-
-
 def generate(
     config: ConfigDict,
     model: build.Model,
     params: Params,
     mesh: Mesh,
+    base: Base | None = None,
     progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Draw config.sample.count samples.
+    """Draw config.sample.count samples, or one for each small image.
 
-    Nichol & Dhariwal 2021, section 4, for fewer steps than trained.
+    Nichol & Dhariwal 2021, section 4, for fewer steps than trained; section 5 for cascades.
 
     Args:
         config: its sample part is read.
         model: the model.
         params: its parameters, or an average of them.
         mesh: devices that share each batch.
+        base: from base_of, for super-resolution.
         progress: show a bar.
 
     Returns:
@@ -107,28 +195,40 @@ def generate(
 
     Raises:
         InputError: impossible steps or classes, or a batch the devices cannot share.
+        DivergedError: a sample is not finite.
     """
     settings = config.sample
     process = model.respaced(settings.steps, "sample.steps")
-    classes = classes_of(config, model, settings.count)
-    batch_size = _batch_size(settings.batch_size, settings.count, mesh)
+    count = settings.count if base is None else len(base.images)
+    if base is None:
+        classes = classes_of(config, model, count)
+    else:
+        classes = base.classes if model.class_conditional else None
+    batch_size = _batch_size(settings.batch_size, count, mesh)
     function = _sampling_function(
         model.network.apply,
         model.parametrization,
         model.image_shape,
         settings.sampler,
         settings.clip_x_0,
+        model.num_classes if settings.guidance != 1 else None,
         mesh,
     )
-    shared = (params, process, np.float32(settings.eta), jax.random.key(settings.seed))
+    scalars = {k: np.float32(settings[k]) for k in ("eta", "guidance", "low_res_noise")}
+    shared = (params, process, scalars, jax.random.key(settings.seed))
     images = []
-    with tqdm(
-        total=settings.count, desc="sampling", unit="image", disable=not progress, leave=False
-    ) as bar:
-        for index, real in padded_chunks(settings.count, batch_size):
+    with tqdm(total=count, desc="sampling", unit="image", disable=not progress, leave=False) as bar:
+        for index, real in data.padded_chunks(count, batch_size):
             y = None if classes is None else classes[index]
-            x = function(shared, to_devices(mesh, (index.astype(np.int32), y)))
-            images.append(to_uint8(jax.device_get(x)[:real]))
+            small = None if base is None else base.images[index]
+            x = function(shared, to_devices(mesh, (index.astype(np.int32), y, small)))
+            x = jax.device_get(x)[:real]
+            if not np.isfinite(x).all():
+                raise DivergedError(
+                    "the samples are not finite; the weights are damaged or hardly trained, or "
+                    f"{model.spec.dtype} is too coarse for them (model.dtype)"
+                )
+            images.append(to_uint8(x))
             bar.update(real)
     return np.concatenate(images), classes
 
@@ -140,8 +240,39 @@ def _batch_size(batch_size: int, count: int, mesh: Mesh) -> int:
     return min(batch_size, -(-count // devices) * devices)
 
 
+def preview(images: np.ndarray, classes: np.ndarray | None, base: Base | None) -> np.ndarray:
+    """A grid of the first samples, for people.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        classes: int32 [N] or None; each has a column of its own where they come in turn.
+        base: the small images; each is shown, enlarged without smoothing, left of its sample.
+
+    Returns:
+        uint8 [height, width, C].
+    """
+    images = images[:400]
+    if base is not None:
+        small = base.images[: len(images)]
+        rows = np.arange(images.shape[1]) * small.shape[1] // images.shape[1]
+        columns = np.arange(images.shape[2]) * small.shape[2] // images.shape[2]
+        pairs = np.stack([small[:, rows][:, :, columns], images], axis=1)
+        return grid(pairs.reshape(-1, *images.shape[1:]), 2 * math.ceil(math.sqrt(len(images) / 2)))
+    if classes is not None:
+        classes = classes[: len(images)]
+        columns = len(set(classes))
+        in_turn = np.array_equal(classes[columns:], classes[:-columns])
+        if 1 < columns < len(images) and in_turn:
+            return grid(images, columns)
+    return grid(images)
+
+
 def write(
-    folder: Path, images: np.ndarray, classes: np.ndarray | None, single: bool
+    folder: Path,
+    images: np.ndarray,
+    classes: np.ndarray | None,
+    base: Base | None = None,
+    single: bool = False,
 ) -> dict[str, Path]:
     """Write samples as people and evaluators expect them.
 
@@ -149,6 +280,7 @@ def write(
         folder: made if missing.
         images: uint8 [N, H, W, C].
         classes: int32 [N] or None.
+        base: the small images they were drawn from, for super-resolution.
         single: also one PNG per image.
 
     Returns:
@@ -161,10 +293,7 @@ def write(
     }
     arrays = [images] if classes is None else [images, classes]
     np.savez_compressed(written["npz"], *arrays)
-    columns = None
-    if classes is not None and len(set(classes)) > 1:
-        columns = len(set(classes))  # one class under the other
-    write_png(written["grid"], grid(images[:400], columns))
+    write_png(written["grid"], preview(images, classes, base))
     if single:
         written["png"] = folder / "png"
         for i, image in enumerate(images):

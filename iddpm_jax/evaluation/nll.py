@@ -16,7 +16,7 @@ from iddpm_jax import build, data
 from iddpm_jax.diffusion.losses import bound_term, mean_flat, prior_term
 from iddpm_jax.diffusion.process import eps_from_x_0, q_sample
 from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
-from iddpm_jax.images import to_float
+from iddpm_jax.images import area_average, to_float
 from iddpm_jax.training.parallel import check_batch, map_batch, to_devices
 from iddpm_jax.training.state import Params
 
@@ -105,7 +105,11 @@ def steps_of_images(count: int, K: int, terms: int, seed: int) -> tuple[np.ndarr
 
 @functools.cache
 def _terms_function(
-    network: Callable, parametrization: Parametrization, clip: bool, mesh: Mesh
+    network: Callable,
+    parametrization: Parametrization,
+    clip: bool,
+    low_res_shape: tuple[int, int, int] | None,
+    mesh: Mesh,
 ) -> Callable:
     """Compiled (params, process, key), (image, label, index, t) -> entries of TABLES [B]."""
     transform = clip_x_0 if clip else None
@@ -121,7 +125,8 @@ def _terms_function(
 
         eps = jax.vmap(noise)(index, t)
         x_t = q_sample(process, x_0, t, eps)
-        output = network(params, x_t, process.model_t[t], y)
+        low_res = area_average(x_0, *low_res_shape[:2]) if low_res_shape else None
+        output = network(params, x_t, process.model_t[t], y, None, low_res)
         l_t, reverse = bound_term(process, parametrization, output, x_0, x_t, t, transform)
         predicted_eps = eps_from_x_0(process, x_t, t, reverse.x_0)
         return l_t, mean_flat((reverse.x_0 - x_0) ** 2), mean_flat((predicted_eps - eps) ** 2)
@@ -137,7 +142,8 @@ def evaluate(
 ) -> Likelihood:
     """The variational bound of a whole split, each image once.
 
-    Nichol & Dhariwal 2021, equations 4 to 7.
+    Nichol & Dhariwal 2021, equations 4 to 7. A super-resolution model is given each image's own
+    small version.
 
     Args:
         config: its nll part is read.
@@ -156,13 +162,19 @@ def evaluate(
     settings = config.nll
     check_batch(mesh, settings.batch_size)
     process = model.respaced(settings.steps, "nll.steps")
-    source = data.load(config.data.name, settings.split)
+    source = build.load_data(config, model, settings.split)
     examples = [source[i] for i in range(len(source))]
     images = np.stack([e["image"] for e in examples])
     labels = np.stack([e["label"] for e in examples]) if model.class_conditional else None
     steps, weight = steps_of_images(len(images), process.T, settings.terms, settings.seed)
 
-    function = _terms_function(model.network.apply, model.parametrization, settings.clip_x_0, mesh)
+    function = _terms_function(
+        model.network.apply,
+        model.parametrization,
+        settings.clip_x_0,
+        model.low_res_shape,
+        mesh,
+    )
     shared = (params, process, jax.random.key(settings.seed))
     tables = {name: np.full((len(images), process.T), np.nan, np.float32) for name in TABLES}
     with tqdm(

@@ -1,14 +1,20 @@
 """Samples: independent of batch and devices, by class, written as evaluators expect."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_config import tiny
 
 from iddpm_jax import build
+from iddpm_jax.diffusion import samplers
 from iddpm_jax.errors import InputError
-from iddpm_jax.evaluation.generate import classes_of, generate, write
+from iddpm_jax.evaluation.generate import classes_of, generate, preview, write
+from iddpm_jax.images import grid, to_uint8
+from iddpm_jax.models.unet import Network
 from iddpm_jax.training.parallel import make_mesh
 
 # Nearly all of it compiles a training step, a sampler or a likelihood.
@@ -73,6 +79,35 @@ def test_classes_are_taken_in_turn():
     assert classes_of(tiny(sample__classes=(3, 8)), model, 5).tolist() == [3, 8, 3, 8, 3]
 
 
+def test_random_classes_are_the_chosen_ones_and_evenly_so():
+    config = tiny(sample__class_choice="random", sample__classes=(3, 8, 8, 8))
+    drawn = classes_of(config, build.model(config), 4000)
+    assert drawn.dtype == np.int32 and set(drawn) == {3, 8}
+    # The standard deviation of a share of a quarter among 4000 is 0.007.
+    assert abs((drawn == 3).mean() - 0.25) < 0.03
+    everything = classes_of(tiny(sample__class_choice="random"), build.model(config), 4000)
+    np.testing.assert_allclose(np.bincount(everything) / 4000, 0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("choice", ["balanced", "random"])
+def test_longer_run_begins_with_the_classes_of_a_shorter_one(choice):
+    model = build.model(tiny())
+    for classes in ((), (7,), (1, 4, 4)):
+        config = tiny(sample__class_choice=choice, sample__classes=classes)
+        long = classes_of(config, model, 101)
+        for count in (1, 2, 7, 64):
+            assert classes_of(config, model, count).tolist() == long[:count].tolist()
+
+
+def test_other_seed_draws_other_classes():
+    model = build.model(tiny())
+    a, b = (
+        classes_of(tiny(sample__class_choice="random", sample__seed=seed), model, 50)
+        for seed in (0, 1)
+    )
+    assert a.tolist() != b.tolist()
+
+
 def test_impossible_classes_are_refused():
     with pytest.raises(InputError, match="has 10; this model has classes 0 to 9"):
         classes_of(tiny(sample__classes=(1, 10)), build.model(tiny()), 4)
@@ -93,3 +128,95 @@ def test_files_hold_images_and_classes(tmp_path):
     with Image.open(written["grid"]) as grid:
         width, height = grid.size
     assert width < height  # two classes across, three pictures of each
+
+
+def test_grid_has_a_column_for_each_class_that_comes_in_turn():
+    images = np.arange(12, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(5, 2)
+    for classes, columns in (
+        ([0, 1, 2] * 4, 3),
+        ([3, 8] * 6, 2),
+        ([*range(5), *range(5), 0, 1], 5),
+        ([0, 1, 1] * 4, None),  # two classes, but not in turn
+        ([2, 0, 2, 1] * 3, None),
+        ([5] * 12, None),
+        (range(12), None),
+    ):
+        shown = preview(images, np.array(classes), None)
+        np.testing.assert_array_equal(shown, grid(images, columns))
+    np.testing.assert_array_equal(preview(images, None, None), grid(images))
+    # Of many pictures the first 400, whatever the classes of the others.
+    many, i = np.resize(images, (500, 4, 5, 1)), np.arange(500)
+    shown = preview(many, np.where(i < 400, i % 10, 11), None)
+    np.testing.assert_array_equal(shown, grid(many[:400], 10))
+
+
+GUIDED = {"model__label_dropout": 0.1, "sample__sampler": "ddim"}
+
+
+def formula(shapes=None):
+    """A network with values of its own for each class: (params, x, t, y, ...) -> [eps, v]."""
+
+    def apply(params, x, t, y, dropout_keys, low_res):
+        if shapes is not None:
+            shapes.append((x.shape, t.shape, y.shape))
+        assert dropout_keys is None and low_res is None
+        y = params["strength"] * y[:, None, None, None]
+        eps = (0.3 + 0.2 * y) * x + 0.01 * y
+        return jnp.concatenate([eps, jnp.broadcast_to(0.1 * y, x.shape)], axis=-1)
+
+    return Network(lambda key, shape: {"strength": jnp.ones(())}, apply)
+
+
+def draw_formula(devices=1, shapes=None, **overrides):
+    """Eight samples of classes 0 to 7 with the formula as network."""
+    config = tiny(**{**GUIDED, **overrides})
+    model = dataclasses.replace(build.model(config), network=formula(shapes))
+    mesh = make_mesh(jax.devices()[:devices])
+    params = {"strength": jnp.ones(())}
+    return generate(config, model, params, mesh, progress=False)[0]
+
+
+@pytest.mark.parametrize("sampler, scale", [("ddim", 2.5), ("ancestral", 2.5), ("ddim", 0.0)])
+def test_guided_samples_are_those_of_the_combined_network(sampler, scale):
+    config = tiny(**GUIDED, sample__guidance=scale)
+    model = build.model(config)
+    process = model.respaced("5", "sample.steps")
+    network = formula().apply
+    params, y = {"strength": jnp.ones(())}, jnp.arange(8)
+
+    def combined(x, t):
+        eps_c, v_c = jnp.split(network(params, x, t, y, None, None), 2, axis=-1)
+        eps_u, _ = jnp.split(network(params, x, t, 0 * y + 10, None, None), 2, axis=-1)
+        return jnp.concatenate([(1 - scale) * eps_u + scale * eps_c, v_c], axis=-1)
+
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(y)
+    noise = samplers.noise_per_sample(keys, (8, 8, 1))
+    run = {"ddim": samplers.ddim, "ancestral": samplers.ancestral}[sampler]
+    expected = run(combined, process, model.parametrization, noise(jnp.int32(5)), noise).x
+    images = draw_formula(devices=4, sample__sampler=sampler, sample__guidance=scale)
+    assert_same_pictures(to_uint8(expected), images)
+    assert (images != draw_formula(sample__sampler=sampler)).mean() > 0.1
+
+
+def test_network_runs_on_both_halves_only_where_there_is_guidance():
+    plain, guided = [], []
+    draw_formula(shapes=plain)
+    draw_formula(shapes=guided, sample__guidance=3.0)
+    assert set(plain) == {((8, 8, 8, 1), (8,), (8,))}
+    assert set(guided) == {((16, 8, 8, 1), (16,), (16,))}
+
+
+def test_guidance_by_a_null_class_like_the_classes_changes_nothing():
+    """The real network, every row of its class embedding being the same."""
+    config = tiny(**GUIDED)
+    model = build.model(config)
+    params = jax.jit(lambda: model.network.init(jax.random.key(0), model.image_shape))()
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + 0.02 * rng.standard_normal(p.shape).astype("f"), params)
+    table = params["class_embedding"]["embedding"]
+    assert table.shape[0] == 11
+    params["class_embedding"]["embedding"] = jnp.broadcast_to(table[:1], table.shape)
+    expected, _ = draw((model, params), **GUIDED)
+    for scale in (4.0, 0.0):
+        images, _ = draw((model, params), **GUIDED, sample__guidance=scale)
+        assert_same_pictures(expected, images)

@@ -1,5 +1,7 @@
 """Bits/dim: the terms one by one, subsets without bias, the whole split once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from iddpm_jax.diffusion.losses import bound_term, prior_term
 from iddpm_jax.diffusion.process import q_sample
 from iddpm_jax.diffusion.reverse import clip_x_0
 from iddpm_jax.evaluation.nll import Likelihood, evaluate, steps_of_images, summary
+from iddpm_jax.models.unet import Network
 from iddpm_jax.training.parallel import make_mesh
 
 # Nearly all of it compiles a training step, a sampler or a likelihood.
@@ -36,6 +39,12 @@ def test_every_image_and_term_is_there_once(whole):
     assert whole.t.tolist() == list(range(20))
     np.testing.assert_allclose(whole.per_image, whole.l_t.sum(axis=1) + whole.prior, rtol=1e-5)
     np.testing.assert_allclose(whole.bits_per_dim, whole.per_image.mean())
+
+
+def test_flips_are_for_training_only(model_and_params, whole):
+    config = tiny(nll__terms=0, data__random_flip=True)
+    flipping = evaluate(config, *model_and_params, make_mesh(), progress=False)
+    np.testing.assert_array_equal(flipping.l_t, whole.l_t)
 
 
 def test_entry_equals_the_bound_term_of_its_image_and_step(model_and_params, whole):
@@ -91,6 +100,39 @@ def test_respaced_process_has_as_many_terms_as_steps(model_and_params):
     result = evaluate(config, *model_and_params, make_mesh(), progress=False)
     assert result.l_t.shape == (359, 4)
     assert result.t.tolist() == [0, 6, 13, 19]
+
+
+def test_super_resolution_is_told_the_area_average_and_the_class():
+    """A network that predicts x_0 as the enlarged small image, a little brighter by class."""
+
+    def apply(params, x, t, y, dropout_keys, low_res):
+        x_0 = low_res.repeat(2, axis=1).repeat(2, axis=2) + 0.01 * y[:, None, None, None]
+        return jnp.concatenate([x_0, 0.0 * x], axis=-1)
+
+    network = Network(lambda key, shape: {}, apply)
+    config = tiny(model__low_res_size=4, diffusion__mean="x_0", nll__terms=1, nll__batch_size=360)
+    model = dataclasses.replace(build.model(config), network=network)
+    result = evaluate(config, model, {}, make_mesh(), progress=False)
+
+    source = data.load("digits", "test")
+    x_0 = source.images.astype(np.float64) / 127.5 - 1
+    means = x_0.reshape(359, 4, 2, 4, 2, 1).mean(axis=(2, 4)).repeat(2, axis=1).repeat(2, axis=2)
+    predicted = np.clip(means + 0.01 * source.labels[:, None, None, None], -1, 1)
+    expected = ((predicted - x_0) ** 2).mean(axis=(1, 2, 3))
+    # The prediction is the same at every t.
+    found = np.nansum(result.x_0_mse, axis=1)
+    assert ((~np.isnan(result.x_0_mse)).sum(axis=1) == 1).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+    i = 5
+    (t,) = np.flatnonzero(~np.isnan(result.l_t[i]))
+    steps = jnp.array([t])
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), i), t)
+    x = x_0[i][None].astype(np.float32)
+    x_t = q_sample(model.process, x, steps, jax.random.normal(key, x.shape[1:])[None])
+    output = jnp.concatenate([predicted[i][None].astype(np.float32), 0.0 * x], axis=-1)
+    l_t, _ = bound_term(model.process, model.parametrization, output, x, x_t, steps, clip_x_0)
+    np.testing.assert_allclose(result.l_t[i, t], l_t[0], rtol=1e-4)
 
 
 def test_file_holds_everything(tmp_path):
