@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
 
-MODES = ("train", "sample", "nll")
+MODES = ("train", "sample", "nll", "convert")
 
 HELP = """\
 Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal 2021).
@@ -25,6 +25,7 @@ Modes
           samples and measure bits/dim
   sample  draw samples from a trained workdir
   nll     measure bits/dim on the test split, term by term
+  convert weights in files (OpenAI's .pt, or .safetensors) -> workdir, and back
 
 Examples
   Train on the built-in digits:
@@ -40,12 +41,26 @@ Examples
   The bound over all T steps, and the same model with 100 steps:
     python -m iddpm_jax.main --workdir runs/digits --mode nll --config.nll.terms=0
     python -m iddpm_jax.main --workdir runs/digits --mode nll --config.nll.steps=100
+  OpenAI's CIFAR-10 model, downloaded before; then sample, nll and train work in its workdir:
+    python -m iddpm_jax.main --mode convert --source cifar10_uncond_50M_500K.pt \\
+      --config configs/cifar10.py:official --workdir runs/official
+  What was trained here, for OpenAI's code (model.pt, ema.pt), or without torch:
+    python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights
+    python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights \\
+      --format safetensors
+  A cascade: the samples of one model, enlarged by a super-resolution model:
+    python -m iddpm_jax.main --workdir runs/large --mode sample --base SAMPLES.npz
 
 Flags
   --config     a file in configs/, with variants after a colon: l_simple, l_hybrid, l_vlb, linear,
-               cosine, and those of the file. May be left out where the workdir holds a run.
+               cosine, T1000, T4000, and those of the file. May be left out where the workdir
+               holds a run.
   --workdir    folder of the run: its config, checkpoints, curves, samples and results
-  --mode       train, sample or nll
+  --mode       train, sample, nll or convert
+  --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
+  --target     convert: a folder to write weights to
+  --format     convert: pt (default) or safetensors
+  --base       sample: .npz of small images for a super-resolution model (config.sample.base)
   --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)
   --help       this text
 
@@ -61,12 +76,18 @@ class Arguments(NamedTuple):
         workdir: folder of the run; it need not exist.
         config: overrides applied, checked.
         devices: virtual CPU devices asked for, or None.
+        source: file or folder of weights to convert, or None.
+        target: folder to write weights to, or None.
+        form: format of the files written there, "pt" or "safetensors".
     """
 
     mode: str
     workdir: Path
     config: ConfigDict
     devices: int | None
+    source: Path | None = None
+    target: Path | None = None
+    form: str = "pt"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> Arguments:
-    """Read the command line, the config file or the workdir's config, and the overrides.
+    """Read the command line, the config (file, workdir's or source's), and the overrides.
 
     Args:
         argv: arguments without the program's name.
@@ -91,6 +112,10 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--mode", default="train", choices=MODES)
     parser.add_argument("--config", nargs="?")
     parser.add_argument("--devices", default=os.environ.get("DEVICES") or None)
+    parser.add_argument("--source")
+    parser.add_argument("--target")
+    parser.add_argument("--format", default="pt", choices=("pt", "safetensors"))
+    parser.add_argument("--base")
     given, overrides = parser.parse_known_args(argv)
     if not given.workdir:
         raise InputError("--workdir is missing; name a folder for the run, such as runs/digits")
@@ -98,9 +123,12 @@ def parse(argv: list[str]) -> Arguments:
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; name a folder")
 
+    _check_conversion(given)
     stored = workdir / "config.json"
     if given.config:
         config = _from_file(given.config)
+    elif given.source and not stored.exists():
+        config = _from_source(Path(given.source))
     elif stored.exists():
         config = configs.load(stored)
     else:
@@ -108,10 +136,44 @@ def parse(argv: list[str]) -> Arguments:
             f"--config is missing, and {workdir} holds no run; give one of {_config_files()}"
         )
     config = _override(config, overrides)
+    if given.base is not None:
+        config.sample.base = given.base
     configs.check(config)
     if stored.exists():
-        _check_same_run(configs.load(stored), config, stored)
-    return Arguments(given.mode, workdir, config, _devices(given.devices))
+        _check_same_run(configs.load(stored), config, stored, given.mode)
+    source, target = (Path(p) if p else None for p in (given.source, given.target))
+    return Arguments(
+        given.mode, workdir, config, _devices(given.devices), source, target, given.format
+    )
+
+
+def _check_conversion(given: argparse.Namespace) -> None:
+    """Convert goes one way at a time, and its flags belong to it."""
+    if given.mode == "convert" and bool(given.source) == bool(given.target):
+        raise InputError(
+            "--mode convert needs --source FILE to fill the workdir with weights, or --target "
+            "FOLDER to write the workdir's weights; give one of them"
+        )
+    if given.mode != "convert" and (given.source or given.target):
+        raise InputError("--source and --target are for --mode convert; add it, or leave them out")
+    if given.mode != "sample" and given.base:
+        raise InputError("--base is for --mode sample; add it, or leave it out")
+
+
+def _from_source(source: Path) -> ConfigDict:
+    """The config that a .safetensors file written here carries."""
+    from iddpm_jax.interop import weights
+
+    files = sorted(source.glob("model*.safetensors")) if source.is_dir() else [source]
+    for file in files:
+        if file.suffix == ".safetensors":
+            text = weights.read(file).metadata.get("config")
+            if text is not None:
+                return configs.loads(text, file)
+    raise InputError(
+        f"--config is missing, and --source {source} does not say what network it holds; give "
+        f"one of {_config_files()}"
+    )
 
 
 def _devices(text: str | None) -> int | None:
@@ -181,8 +243,15 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
     return config
 
 
-def _check_same_run(old: ConfigDict, new: ConfigDict, path: Path) -> None:
-    changed = configs.differences(old, new)
+def _check_same_run(old: ConfigDict, new: ConfigDict, path: Path, mode: str) -> None:
+    converted = (path.parent / configs.CONVERTED).exists()
+    if mode != "train":
+        free = configs.FREE_ON_READING
+    elif converted and not (path.parent / "metrics.jsonl").exists():
+        free = configs.FREE_AFTER_CONVERSION
+    else:
+        free = configs.FREE_ON_RESUME
+    changed = configs.differences(old, new, free)
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(

@@ -26,6 +26,7 @@ FLOORS = {
     "build": 1,
     "training": 2,
     "evaluation": 3,
+    "convert": 3,
     "figures": 4,
     "plan": 4,
     "main": 5,
@@ -44,7 +45,17 @@ DIFFUSION = {
     "respacing": {"schedules", "gaussian", "process"},
     "reverse": {"schedules", "gaussian", "process"},
     "losses": {"schedules", "gaussian", "process", "respacing", "reverse"},
-    "samplers": {"schedules", "gaussian", "process", "respacing", "reverse"},
+    "guidance": {"schedules", "gaussian", "process", "respacing", "reverse"},
+    "samplers": {"schedules", "gaussian", "process", "respacing", "reverse", "guidance"},
+    "inpainting": {
+        "schedules",
+        "gaussian",
+        "process",
+        "respacing",
+        "reverse",
+        "guidance",
+        "samplers",
+    },
 }
 """What each module of diffusion/ may import of diffusion/."""
 

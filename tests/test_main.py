@@ -13,6 +13,8 @@ from iddpm_jax.training import loop
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = "configs/digits.py"
+MODES = [(mode,) if mode != "convert" else (mode, "--target", "x") for mode in arguments.MODES]
+"""Each mode with the flags that it cannot do without."""
 
 CONFIG_FILE = """\
 from ml_collections import ConfigDict
@@ -89,9 +91,12 @@ def store_run(workdir: Path, **changes) -> bytes:
 
 
 def digits():
+    """The config as a workdir has it, with what the data say filled in."""
     namespace = {}
     exec((ROOT / DIGITS).read_text(), namespace)
-    return namespace["get_config"]("")
+    config = namespace["get_config"]("")
+    config.data.update(image_shape=(8, 8, 1), num_classes=10)
+    return config
 
 
 def assert_refused(cli, tmp_path, arguments, *words):
@@ -118,7 +123,7 @@ OVERRIDES = [
     ("nan", ["train.learning_rate=nan"], ["train.learning_rate", "finite"]),
     ("inf", ["train.weight_decay=inf"], ["train.weight_decay", "finite"]),
     ("word for bool", ["model.remat=maybe"], ["model.remat", "maybe"]),
-    ("floats in tuple", ["model.channel_mult=(1,1.5)"], ["model.channel_mult", "whole numbers"]),
+    ("odd widths", ["model.channel_mult=(1,1.5)"], ["channel_mult 1.5", "multiple of 32"]),
     ("word for tuple", ["model.channel_mult=abc"], ["model.channel_mult", "abc"]),
     ("open tuple", ["model.channel_mult=(1,"], ["model.channel_mult"]),
     ("no levels", ["model.channel_mult=()"], ["model.channel_mult"]),
@@ -206,9 +211,9 @@ def test_missing_workdir_is_refused(cli, tmp_path, given):
 
 
 @pytest.mark.parametrize("given", [[], ["--config"], ["--config="]])
-@pytest.mark.parametrize("mode", arguments.MODES)
+@pytest.mark.parametrize("mode", MODES, ids=" ".join)
 def test_missing_config_is_refused_with_the_files_there_are(cli, tmp_path, workdir, mode, given):
-    arguments = ["--workdir", workdir, "--mode", mode, *given]
+    arguments = ["--workdir", workdir, "--mode", *mode, *given]
     assert_refused(cli, tmp_path, arguments, "--config is missing", DIGITS)
 
 
@@ -281,25 +286,25 @@ def test_workdir_that_is_a_file_is_refused(cli, tmp_path, workdir, trained):
         (DIGITS, "model.width=64", ["model.width: 32 -> 64"]),
         (DIGITS, "seed=1", ["seed: 0 -> 1"]),
         (f"{DIGITS}:linear", "seed=0", ["diffusion.schedule: cosine -> linear"]),
-        ("configs/emoji.py", "seed=0", ["data.name: digits -> emoji", "more"]),
+        ("configs/emoji.py", "seed=0", ["diffusion.T: 1000 -> 4000", "more"]),
     ],
 )
-@pytest.mark.parametrize("mode", arguments.MODES)
+@pytest.mark.parametrize("mode", MODES, ids=" ".join)
 def test_workdir_of_another_run_is_refused(
     cli, tmp_path, workdir, trained, mode, config, override, words
 ):
     store_run(workdir)
-    arguments = ["--config", config, "--workdir", workdir, "--mode", mode, f"--config.{override}"]
+    arguments = ["--config", config, "--workdir", workdir, "--mode", *mode, f"--config.{override}"]
     assert_refused(cli, tmp_path, arguments, "config.json", "--workdir", *words)
 
 
-@pytest.mark.parametrize("mode", arguments.MODES)
+@pytest.mark.parametrize("mode", MODES, ids=" ".join)
 @pytest.mark.parametrize("override", ["model.width=64", "diffusion.schedule=linear"])
 def test_override_that_makes_another_run_is_refused_without_a_config_too(
     cli, tmp_path, workdir, trained, override, mode
 ):
     store_run(workdir)
-    arguments = ["--workdir", workdir, "--mode", mode, f"--config.{override}"]
+    arguments = ["--workdir", workdir, "--mode", *mode, f"--config.{override}"]
     assert_refused(cli, tmp_path, arguments, "config.json", override.split("=")[0])
 
 
