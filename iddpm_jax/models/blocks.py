@@ -110,7 +110,9 @@ def run_block(
             h = h[:, : size[0], : size[1]]
         if kind == "conv" or (kind in ("down", "up") and spec.conv_resample):
             stride = 2 if kind == "down" else 1
-            h = conv3(h, layer.channels, layer.name, stride=stride, dtype=dtype)
+            # Half precision would round away the little noise that images at small t have.
+            exact = jnp.float32 if kind == "conv" else dtype
+            h = conv3(h, layer.channels, layer.name, stride=stride, dtype=exact).astype(dtype)
     return h
 
 
@@ -123,7 +125,7 @@ def run_encoder(
     res_index: Iterator[int],
 ) -> list[jax.Array]:
     """The outputs of all encoder blocks, in order; arguments as run_block."""
-    outputs = [x.astype(spec.dtype)]
+    outputs = [x]
     for block in blocks:
         outputs.append(run_block(spec, block, outputs[-1], embedding, dropout_keys, res_index))
     return outputs[1:]

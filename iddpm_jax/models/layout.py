@@ -69,7 +69,9 @@ class UNetSpec:
             )
         for mult in self.channel_mult:
             if self.width * mult % GROUPS:
-                raise ValueError(f"width {self.width} x {mult} is not a multiple of {GROUPS}")
+                raise ValueError(
+                    f"width {self.width} x channel_mult {mult} is not a multiple of {GROUPS}"
+                )
         if self.null_class and not self.num_classes:
             raise ValueError("only a class-conditional network can have a null class")
         attended = [m for i, m in enumerate(self.channel_mult) if 2**i in self.attention_factors]

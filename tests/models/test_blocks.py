@@ -69,3 +69,12 @@ def test_embedding_of_time_matches_float64():
     expected = float64_layers.embed_time(t, params, SPEC.width)
     # The angle itself, up to 999, is rounded to 3e-5.
     np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+def test_fresh_block_is_its_skip_connection():
+    x, embedding = jnp.ones((1, 4, 4, 32)), jnp.ones((1, 128))
+    output, variables = ResBlock(UNetSpec(width=32), 32, 0).init_with_output(
+        jax.random.key(0), x, embedding, None
+    )
+    assert not any(np.any(leaf) for leaf in variables["params"]["conv_out"].values())
+    np.testing.assert_array_equal(output, x)

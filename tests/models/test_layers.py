@@ -82,6 +82,16 @@ def test_group_norm_survives_a_large_mean():
     np.testing.assert_allclose(out, float64_layers.group_norm(x, params), atol=1e-3)
 
 
+def test_group_norm_adds_1e_5_to_the_variance():
+    x = 1e-3 * normal(0, 2, 4, 4, 64).astype(np.float64)  # a variance of 1e-6
+    params = {"scale": np.ones(64), "bias": np.zeros(64)}
+    groups = x.reshape(2, 16, 32, 2)
+    mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+    found = GroupNorm().apply({"params": params}, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_group_norm_of_bfloat16_keeps_float32_statistics():
     x = jnp.asarray(8.0 + normal(0, 2, 32, 32, 32), jnp.bfloat16)
     params = {"scale": np.ones(32), "bias": np.zeros(32)}
@@ -116,6 +126,16 @@ def test_attend_matches_float64(heads, order):
     qkv = 1.5 * normal(7, 2, 6, 3 * 16)
     expected = float64_layers.attend(qkv.astype(np.float64), heads, order)
     np.testing.assert_allclose(attend(jnp.asarray(qkv), heads, order), expected, atol=5e-6)
+
+
+def test_attend_takes_its_softmax_in_float32(monkeypatch):
+    types = []
+    softmax = jax.nn.softmax
+    monkeypatch.setattr(
+        jax.nn, "softmax", lambda x, axis: types.append(x.dtype) or softmax(x, axis=axis)
+    )
+    attended = attend(jnp.ones((1, 4, 12), jnp.bfloat16), 2, "heads_first")
+    assert types == [jnp.float32] and attended.dtype == jnp.bfloat16
 
 
 def test_orders_of_the_heads_differ_by_a_permutation_of_the_channels():

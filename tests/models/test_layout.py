@@ -15,15 +15,18 @@ TINY = UNetSpec(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 48}, "width 48 x 1 is not a multiple of 32"),
-        ({"width": 16, "channel_mult": (2, 3)}, "width 16 x 3 is not a multiple of 32"),
+        ({"width": 48}, "width 48 x channel_mult 1 is not a multiple of 32"),
+        (
+            {"width": 16, "channel_mult": (2, 3)},
+            "width 16 x channel_mult 3 is not a multiple of 32",
+        ),
         ({"num_heads": 3}, "3 heads do not divide the channels"),
         ({"num_heads": 1, "num_heads_upsample": 5}, "5 heads do not divide the channels"),
         ({"num_head_channels": 24}, "heads of 24 channels do not divide the 64 channels"),
         ({"num_heads": 0}, "num_heads must be at least 1"),
         ({"num_head_channels": -1}, "num_head_channels at least 0"),
         ({"attention_order": "v_first"}, "use one of heads_first, qkv_first"),
-        ({"channel_mult": (0.5, 1)}, "width 32 x 0.5 is not a multiple of 32"),
+        ({"channel_mult": (0.5, 1)}, "width 32 x channel_mult 0.5 is not a multiple of 32"),
         ({"null_class": True}, "only a class-conditional network can have a null class"),
     ],
 )
