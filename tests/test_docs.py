@@ -2,11 +2,16 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
+import json
 import re
 from pathlib import Path, PurePosixPath
 
 import pytest
+from golden_cases import FOLDER
+
+from iddpm_jax import config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -90,9 +95,26 @@ def named_in_code(page: str) -> list[tuple[str, list[str]]]:
     return found
 
 
+@functools.cache
+def functions_of(file: Path) -> set[str]:
+    """Names of the functions that a file defines."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
 def _is_module(parts: list[str]) -> bool:
     path = ROOT.joinpath(*parts)
     return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def facts(text: str) -> list[tuple[int, str, list[str]]]:
+    """(number, what is done here, tests cited) of every row of compat.md's tables of facts."""
+    found, known = [], definitions(text)
+    for row in re.findall(r"^\| \d+ \|.*", text, flags=re.MULTILINE):
+        number, _, here, tests = (cell.strip() for cell in row.strip().strip("|").split("|"))
+        cited = [label for label, key in _references(tests) if known.get(key, "").endswith(".py")]
+        found.append((int(number), here, cited))
+    return found
 
 
 def listed_files() -> list[str]:
@@ -129,8 +151,7 @@ def test_names_of_the_package_exist(page):
 def test_named_tests_exist(page):
     for label, target in links(text_of(page)):
         if label.startswith("`test_") and target.endswith(".py"):
-            tree = ast.parse(((ROOT / page).parent / target).read_text(encoding="utf-8"))
-            names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+            names = functions_of((ROOT / page).parent / target)
             assert label.strip("`") in names, f"{target} has no {label}"
 
 
@@ -139,6 +160,40 @@ def test_equations_names_many_functions():
     named = named_in_code("docs/equations.md")
     assert len(named) > 80
     assert ("iddpm_jax.diffusion.process", ["q_sample"]) in named
+
+
+def test_every_fact_of_openai_has_one_row_and_a_test():
+    found = facts(text_of("docs/compat.md"))
+    assert [number for number, *_ in found] == list(range(1, 39))
+    for number, here, tests in found:
+        assert here.startswith(("same", "differs: ")), f"fact {number} says {here!r}"
+        assert tests and all(t.startswith("`test_") for t in tests), f"fact {number} has no test"
+
+
+def test_every_flag_of_openai_is_mapped():
+    recorded = json.loads((FOLDER / "10_state_dicts.json").read_text(encoding="utf-8"))
+    flags = {flag for script in recorded["defaults"].values() for flag in script}
+    flags |= {flag for listing in recorded["listings"].values() for flag in listing["flags"]}
+    table = text_of("docs/compat.md").split("## Flags")[1].split("## The facts")[0]
+    mapped = {
+        f for row in re.findall(r"^\| (`.*?) \|", table, re.M) for f in re.findall(r"\w+", row)
+    }
+    assert {flag for flag in flags if not flag.startswith("classifier_")} - mapped == set()
+
+
+def test_config_keys_and_files_named_for_openais_exist():
+    text = (ROOT / "docs" / "compat.md").read_text(encoding="utf-8")
+    known = dict(config.flat(config.base()))
+    sections = "|".join(sorted({key.split(".")[0] for key in known if "." in key}))
+    key = rf"((?:{sections})\.\w+)"
+    named = set(
+        re.findall(f"--config.{key}", text) + re.findall(f"`{key}", text.split("## Flags")[1])
+    )
+    assert len(named) > 30
+    assert named - set(known) == set()
+    files = set(re.findall(r"configs/\w+\.py", text))
+    assert len(files) > 4
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 def test_listed_files_exist():
