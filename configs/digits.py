@@ -1,6 +1,7 @@
 """Class-conditional digits, 8x8 grey: minutes on a laptop."""
 
 from iddpm_jax import config as base_config
+from iddpm_jax.variants import apply
 
 
 def _guidance(config: base_config.ConfigDict) -> None:
@@ -58,5 +59,5 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
     config.nll.ema_rate = 0.99
     config.nll.terms = 100
     config.nll.batch_size = 512
-    base_config.variants(config, variants, VARIANTS)
+    apply(config, variants, VARIANTS)
     return config

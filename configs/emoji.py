@@ -1,6 +1,7 @@
 """Emoji, 32x32 colour: CIFAR-10's shape without a download. Real art, small, easily overfitted."""
 
 from iddpm_jax import config as base_config
+from iddpm_jax.variants import apply
 
 
 def _small(config: base_config.ConfigDict) -> None:
@@ -54,5 +55,5 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
     config.train.checkpoint_every_steps = 5000
     config.sample.count = 81
     config.sample.steps = "250"
-    base_config.variants(config, variants, {"small": _small, "half": _half, "superres": _superres})
+    apply(config, variants, {"small": _small, "half": _half, "superres": _superres})
     return config

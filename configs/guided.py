@@ -6,6 +6,7 @@ To convert and sample them; how long each was trained is in that paper, and not 
 from collections.abc import Callable
 
 from iddpm_jax import config as base_config
+from iddpm_jax.variants import apply
 
 WIDE = (1, 1, 2, 2, 4, 4)
 
@@ -41,7 +42,10 @@ MODELS = {
     "128_512_upsampler": _model(
         512, WIDE, width=192, low_res_size=128, attention_resolutions=(32, 16)
     ),
-    "lsun_bedroom_cat_horse": _model(256, WIDE, class_conditional=False, dropout=0.1),
+    **dict.fromkeys(
+        ("lsun_bedroom", "lsun_cat", "lsun_horse", "lsun_bedroom_cat_horse"),
+        _model(256, WIDE, class_conditional=False, dropout=0.1),
+    ),
 }
 
 
@@ -69,8 +73,10 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
     config.train.steps = 500_000
     config.sample.count = 16
     config.sample.batch_size = 16
+    config.nll.batch_size = 16
+    config.nll.terms = 100  # of T per image; 0 sums all of them, as the paper does
     if not MODELS.keys() & set(variants.split(",")):
         variants = f"64x64_diffusion,{variants}"
-    base_config.variants(config, variants, MODELS)
+    apply(config, variants, MODELS)
     config.loss.vlb_weight = 1 / config.diffusion.T  # one term L_t, as released
     return config

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -121,57 +121,6 @@ def base() -> ConfigDict:
     c.nll.clip_x_0 = True  # as OpenAI's evaluation; training never clips
     c.nll.seed = 0
     return c.lock()
-
-
-def variants(
-    config: ConfigDict, names: str, own: Mapping[str, Callable[[ConfigDict], None]]
-) -> None:
-    """Apply the variants named after the colon of --config, such as digits.py:l_vlb,linear.
-
-    Args:
-        config: changed in place.
-        names: comma-separated; "" for none.
-        own: variants of this config file beside COMMON_VARIANTS; each changes the config in place.
-
-    Raises:
-        InputError: a name that is not known, with those that are.
-    """
-    known = {**COMMON_VARIANTS, **own}
-    for name in filter(None, names.split(",")):
-        if name not in known:
-            raise InputError(f"variant {name!r} is unknown; use one of {', '.join(known)}")
-        known[name](config)
-
-
-def _l_simple(config: ConfigDict) -> None:
-    config.loss.name = "l_simple"
-    config.diffusion.variance = "fixed_large"
-
-
-def _l_hybrid(config: ConfigDict) -> None:
-    config.loss.name = "l_hybrid"
-    config.diffusion.variance = "learned_range"
-
-
-def _l_vlb(config: ConfigDict) -> None:
-    config.loss.name = "l_vlb"
-    config.loss.timesteps = "importance"
-    config.diffusion.variance = "learned_range"
-
-
-def _diffusion(**values: object) -> Callable[[ConfigDict], None]:
-    return lambda config: config.diffusion.update(values)
-
-
-COMMON_VARIANTS = {
-    "l_simple": _l_simple,
-    "l_hybrid": _l_hybrid,
-    "l_vlb": _l_vlb,
-    "linear": _diffusion(schedule="linear"),
-    "cosine": _diffusion(schedule="cosine"),
-    "T1000": _diffusion(T=1000),
-    "T4000": _diffusion(T=4000),
-}
 
 
 def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -326,7 +275,7 @@ FREE_AFTER_CONVERSION = (
     *FREE_ON_RESUME,
     *"seed data.name data.random_flip model.dropout model.remat loss.vlb_weight".split(),
     *"train.batch_size train.microbatches train.learning_rate train.warmup_steps".split(),
-    "train.low_res_noise",
+    *"train.weight_decay train.low_res_noise loss.uniform_share".split(),
 )
 
 

@@ -8,9 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 from tiny_config import tiny
 
-from iddpm_jax import build
+from iddpm_jax import build, variants
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
+from iddpm_jax.variants import COMMON
 
 FILES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py"))
 KEYS = dict(configs.flat(configs.base()))
@@ -397,19 +398,19 @@ def test_differences_lists_every_one():
 )
 def test_common_variant_changes_what_it_names(names, expected):
     config = configs.base()
-    configs.variants(config, names, {})
+    variants.apply(config, names, {})
     assert dict(configs.flat(config)) == {**KEYS, **expected}
 
 
 def test_config_file_adds_its_own_variants():
     config = configs.base()
-    configs.variants(config, "tiny", {"tiny": lambda c: c.model.update(width=32)})
+    variants.apply(config, "tiny", {"tiny": lambda c: c.model.update(width=32)})
     assert config.model.width == 32
 
 
 def test_unknown_variant_lists_the_known_ones():
     with pytest.raises(InputError) as caught:
-        configs.variants(configs.base(), "linear,l_vbl", {"tiny": lambda c: None})
+        variants.apply(configs.base(), "linear,l_vbl", {"tiny": lambda c: None})
     for word in ("'l_vbl'", "l_simple", "l_hybrid", "l_vlb", "linear", "cosine", "tiny"):
         assert word in str(caught.value)
 
@@ -418,7 +419,7 @@ def test_there_are_config_files():
     assert "digits" in [path.stem for path in FILES]
 
 
-@pytest.mark.parametrize("variants", ["", *configs.COMMON_VARIANTS, "l_simple,linear"])
+@pytest.mark.parametrize("variants", ["", *COMMON, "l_simple,linear"])
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_config_file_builds_with_every_common_variant(path, variants):
     config = get_config(path, variants)

@@ -19,6 +19,7 @@ FLOORS = {
     "models": 0,
     "config": 0,
     "runtime": 0,
+    "variants": 0,
     "arguments": 1,
     "data": 1,
     "images": 1,

@@ -9,6 +9,7 @@ from golden_cases import FOLDER
 
 from iddpm_jax import arguments, build
 from iddpm_jax.interop import openai
+from iddpm_jax.models.classifier import guided_classifier
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTINGS = json.loads((FOLDER / "10_state_dicts.json").read_text())["listings"]
@@ -90,6 +91,14 @@ def test_config_describes_exactly_the_network_of_guided_diffusion(name):
     assert config.model.attention_order == ("qkv_first" if new_order else "heads_first")
     assert config.model.num_head_channels == flags.get("num_head_channels", 0)
     assert config.model.num_heads == flags.get("num_heads", 4)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256, 512])
+def test_guided_classifier_is_the_released_one(size):
+    entries = LISTINGS[f"guided/{size}x{size}_classifier"]["entries"]
+    assert list(openai.official_shapes(guided_classifier(size)).items()) == [
+        (entry, tuple(shape)) for entry, shape in entries
+    ]
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())

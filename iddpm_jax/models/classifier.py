@@ -41,6 +41,24 @@ class ClassifierSpec:
             raise ValueError(f"image_size {self.image_size} cannot be halved at every level")
 
 
+def guided_classifier(image_size: int) -> ClassifierSpec:
+    """The classifier that guided-diffusion released for ImageNet at 64, 128, 256 or 512 pixels."""
+    channel_mult = {
+        64: (1, 2, 3, 4),
+        128: (1, 1, 2, 3, 4),
+        256: (1, 1, 2, 2, 4, 4),
+        512: (0.5, 1, 1, 2, 2, 4, 4),
+    }
+    encoder = UNetSpec(
+        channel_mult=channel_mult[image_size],
+        num_res_blocks=4 if image_size == 64 else 2,
+        attention_factors=tuple(image_size // size for size in (32, 16, 8)),
+        num_head_channels=64,
+        resblock_updown=True,
+    )
+    return ClassifierSpec(encoder, image_size)
+
+
 class AttentionPool(nn.Module):
     """The mean over all pixels attends to the pixels: [B, H, W, C] -> [B, features].
 
