@@ -291,9 +291,11 @@ def _check_finite(now: int, metrics: dict[str, np.ndarray], checkpoints: Checkpo
     where = "there is no checkpoint yet"
     if good is not None:
         where = f"the last good checkpoint is {checkpoints.path(good)}"
+    cure = "a lower train.learning_rate or train.gradient_clip=1"
+    if "skipped" in metrics:
+        cure = f"model.dtype=bfloat16 or float32, {cure}"
     raise DivergedError(
-        f"the loss is not finite at step {now}; {where}; try a lower train.learning_rate or "
-        "train.gradient_clip=1 in a new --workdir"
+        f"the loss is not finite at step {now}; {where}; try {cure} in a new --workdir"
     )
 
 

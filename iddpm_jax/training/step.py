@@ -130,7 +130,8 @@ def make_train_step(
         grads, losses = gradient(state.params, scaled)
         if scale is not None:
             grads = jax.tree.map(lambda g: g / scale.factor, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        opt_state = _scheduled_at(state.step, state.opt_state)
+        updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = {
             str(rate): optax.incremental_update(params, state.ema[str(rate)], 1.0 - rate)
@@ -157,6 +158,22 @@ def make_train_step(
         return new, metrics
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _scheduled_at(step: jax.Array, opt_state: optax.OptState) -> optax.OptState:
+    """The optimizer's state with the learning rate's schedule at the run's own step.
+
+    Its own count would start at 0 after a conversion, and stand still in a step that is not taken.
+    """
+
+    def is_schedule(part: object) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda part: part._replace(count=step) if is_schedule(part) else part,
+        opt_state,
+        is_leaf=is_schedule,
+    )
 
 
 def _hide_labels(key: jax.Array, label: jax.Array, settings: StepSettings) -> jax.Array:

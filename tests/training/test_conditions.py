@@ -4,6 +4,8 @@ The networks here predict x_0 by a formula, so the loss of an example says what 
 importance history holds the loss of every example of a step.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ T = 20
 NULL = 10
 
 
-def step_of(network, optimizer, devices=1, **settings):
+def step_of(network, optimizer, devices=1, schedule=None, **settings):
     """A compiled step with L_simple on x_0, and its mesh."""
     mesh = make_mesh(jax.devices()[:devices])
     return mesh, make_train_step(
@@ -33,7 +35,7 @@ def step_of(network, optimizer, devices=1, **settings):
         Parametrization("x_0", "fixed_large"),
         Objective("l_simple"),
         optimizer,
-        optax.constant_schedule(0.1),
+        schedule or optax.constant_schedule(0.1),
         StepSettings(0, 1, (), 0.001, **settings),
         mesh,
     )
@@ -210,3 +212,25 @@ def test_history_takes_losses_without_their_weights():
     drawn = after != losses
     assert drawn.any() and not np.isclose(metrics["loss"], 49.0, rtol=1e-3)
     np.testing.assert_allclose(after[drawn], 49.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("begin", [0, 7])
+def test_learning_rate_follows_the_step_of_the_run(begin):
+    # Converted weights come with a step, but with an optimizer that has taken none.
+    def apply(params, x, t, y, dropout_keys, low_res):
+        return params["w"] * jnp.ones_like(x)
+
+    network = Network(lambda key, shape: {"w": jnp.float32(5.0)}, apply)
+    schedule = optax.linear_schedule(0.1, 0.0, 10)
+    optimizer = optax.adamw(schedule, weight_decay=0.0)
+    state = init_state(jax.random.key(0), network, (4, 4, 1), optimizer, (), None)
+    state = dataclasses.replace(state, step=jnp.int32(begin))
+    mesh, step = step_of(network, optimizer, schedule=schedule)
+    batch = {"image": np.zeros((8, 4, 4, 1), np.uint8), "label": np.zeros(8, np.int32)}
+    for now in (begin, begin + 1):
+        before = float(state.params["w"])
+        state, metrics = step(state, to_devices(mesh, batch))
+        # Adam's first steps on one steady gradient are as long as the rate.
+        rate = 0.1 * (1 - now / 10)
+        np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-5)
+        np.testing.assert_allclose(before - float(state.params["w"]), rate, rtol=0.02)
