@@ -123,6 +123,11 @@ def _image_shape_and_classes(config: ConfigDict) -> tuple[tuple[int, int, int], 
         source = data.load(config.data.name, "train")
         shape = shape or source.image_shape
         num_classes = num_classes or len(source.class_names)
+        if config.model.class_conditional and not num_classes:
+            raise InputError(
+                f"data.name {config.data.name!r} has no classes to tell the network; use other "
+                "data, or model.class_conditional=false"
+            )
     return shape, num_classes
 
 
@@ -151,9 +156,10 @@ def _low_res_shape(
                 "out, or use a super-resolution model (model.low_res_size)"
             )
         return None
-    if config.sample.classes:
+    if config.sample.classes or config.sample.class_choice == "random":
+        key = "classes" if config.sample.classes else "class_choice"
         raise InputError(
-            "sample.classes is set, but a super-resolution model takes the classes of its small "
+            f"sample.{key} is set, but a super-resolution model takes the classes of its small "
             "images; leave it out"
         )
     short_side = min(height, width)
@@ -193,6 +199,11 @@ def load_data(config: ConfigDict, model: Model, split: str) -> data.Source:
         raise InputError(
             f"data.name {name!r} has images of {found}, this model is for {wanted} "
             "(data.image_shape); use other data or another model"
+        )
+    if model.class_conditional and not source.class_names:
+        raise InputError(
+            f"data.name {name!r} has no classes, but the model is told them; use data with "
+            "classes, or model.class_conditional=false"
         )
     if model.class_conditional and len(source.class_names) > model.num_classes:
         raise InputError(

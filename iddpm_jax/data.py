@@ -18,7 +18,7 @@ class Source(Protocol):
     """Random access to one split of a data set."""
 
     image_shape: tuple[int, int, int]  # H, W, C
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # empty where pictures have no classes
 
     def __len__(self) -> int: ...
 
@@ -118,12 +118,16 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 def _npz(address: str, split: str) -> ArraySource:
     """A folder of train.npz and test.npz, or one file of which every tenth picture is for testing.
 
-    Without arr_1 all pictures are of one class.
+    Without arr_1 there are no classes, and all labels are 0.
     """
     path = Path(address)
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; give a folder of train.npz and test.npz, or a file"
+        )
     images, labels = read_npz(path / f"{split}.npz" if path.is_dir() else path)
+    names = () if labels is None else tuple(map(str, range(labels.max() + 1)))
     labels = np.zeros(len(images), np.int32) if labels is None else labels
-    names = tuple(map(str, range(labels.max() + 1)))
     if path.is_dir():
         return ArraySource(images, labels, names)
     source = _every(10, images, labels, names, split)
@@ -180,7 +184,10 @@ def _load(name: str, split: str) -> Source:
         return _BUILT_IN[name](split)
     prefix, colon, address = name.partition(":")
     if colon and prefix in _BY_PREFIX:
-        return _BY_PREFIX[prefix](address, split)
+        try:
+            return _BY_PREFIX[prefix](address, split)
+        except InputError as error:
+            raise InputError(f"data.name {name}: {error}") from None
     raise InputError(
         f"data.name {name!r} is unknown; use one of {', '.join(_BUILT_IN)}, npz:FILE or npz:FOLDER"
     )

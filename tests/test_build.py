@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_config import tiny
 
 from iddpm_jax import build
 from iddpm_jax.config import base
@@ -355,3 +356,15 @@ def test_optimizer_is_adamw_behind_a_clip(weight_decay, clip):
     expected = adamw(start, gradients, [0.1, 0.075, 0.05], weight_decay, clip)
     for k in shapes:
         np.testing.assert_allclose(params[k], expected[k], rtol=0, atol=2e-6)
+
+
+def test_data_without_classes_are_refused_by_a_model_that_is_told_them(tmp_path):
+    np.savez(tmp_path / "a.npz", np.zeros((20, 8, 8, 1), np.uint8))
+    name = f"npz:{tmp_path / 'a.npz'}"
+    with pytest.raises(InputError, match=r"no classes.*model\.class_conditional=false"):
+        build.model(tiny(data__name=name))
+    config = tiny(data__name=name, data__image_shape=(8, 8, 1), data__num_classes=10)
+    with pytest.raises(InputError, match=r"no classes.*model\.class_conditional=false"):
+        build.load_data(config, build.model(config), "train")
+    config = tiny(data__name=name, model__class_conditional=False)
+    assert len(build.load_data(config, build.model(config), "train")) == 18

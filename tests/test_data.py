@@ -302,10 +302,10 @@ def test_npz_file_gives_every_tenth_picture_to_testing(tmp_path):
         assert source.class_names == ("0", "1", "2") and source.image_shape == (4, 6, 3)
 
 
-def test_npz_without_classes_is_of_one_class(tmp_path):
+def test_npz_without_classes_has_none(tmp_path):
     np.savez(tmp_path / "a.npz", pictures(20))
     source = data.load(f"npz:{tmp_path / 'a.npz'}", "train")
-    assert source.class_names == ("0",)
+    assert source.class_names == ()
     assert source[17]["label"] == 0 and source[17]["label"].dtype == np.int32
 
 
