@@ -78,7 +78,7 @@ class Arguments(NamedTuple):
         devices: virtual CPU devices asked for, or None.
         source: file or folder of weights to convert, or None.
         target: folder to write weights to, or None.
-        form: format of the files written there, "pt" or "safetensors".
+        form: format of the files written there, "pt" or "safetensors"; None for the usual one.
     """
 
     mode: str
@@ -87,7 +87,7 @@ class Arguments(NamedTuple):
     devices: int | None
     source: Path | None = None
     target: Path | None = None
-    form: str = "pt"
+    form: str | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,7 +114,7 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--devices", default=os.environ.get("DEVICES") or None)
     parser.add_argument("--source")
     parser.add_argument("--target")
-    parser.add_argument("--format", default="pt", choices=("pt", "safetensors"))
+    parser.add_argument("--format", choices=("pt", "safetensors"))
     parser.add_argument("--base")
     given, overrides = parser.parse_known_args(argv)
     if not given.workdir:
@@ -154,22 +154,25 @@ def _check_conversion(given: argparse.Namespace) -> None:
             "--mode convert needs --source FILE to fill the workdir with weights, or --target "
             "FOLDER to write the workdir's weights; give one of them"
         )
+    if given.source and not Path(given.source).exists():
+        raise InputError(f"--source {given.source} does not exist; check the path")
     if given.mode != "convert" and (given.source or given.target):
         raise InputError("--source and --target are for --mode convert; add it, or leave them out")
+    if given.format and not given.target:
+        raise InputError("--format is for --target; add it, or leave --format out")
     if given.mode != "sample" and given.base:
         raise InputError("--base is for --mode sample; add it, or leave it out")
 
 
 def _from_source(source: Path) -> ConfigDict:
     """The config that a .safetensors file written here carries."""
-    from iddpm_jax.interop import weights
+    from iddpm_jax.interop import openai, weights
 
-    files = sorted(source.glob("model*.safetensors")) if source.is_dir() else [source]
-    for file in files:
-        if file.suffix == ".safetensors":
-            text = weights.read(file).metadata.get("config")
-            if text is not None:
-                return configs.loads(text, file)
+    file = openai.newest_model(source) if source.is_dir() else source
+    if file is not None:
+        text = weights.read_metadata(file).get("config")
+        if text is not None:
+            return configs.loads(text, file)
     raise InputError(
         f"--config is missing, and --source {source} does not say what network it holds; give "
         f"one of {_config_files()}"

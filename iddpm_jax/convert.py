@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +20,6 @@ from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.parallel import replicated
 from iddpm_jax.training.state import Params, TrainState
 
-FORMATS = ("pt", "safetensors")
-
 
 class Sources(NamedTuple):
     """Which file is what: the parameters, each average by its rate, and the training step."""
@@ -32,14 +29,15 @@ class Sources(NamedTuple):
     step: int
 
 
-def find_sources(source: Path, ema_rates: tuple[float, ...]) -> Sources:
+def find_sources(source: Path, ema_rates: tuple[float, ...], main_rate: float) -> Sources:
     """Files to read.
 
     Args:
         source: a file, used for the parameters and every average, or a folder: OpenAI's
             (model500000.pt, ema_0.9999_500000.pt; the newest step is taken) or one written by
-            to_files (model.pt, ema.pt).
+            to_files (model.pt, ema.pt, ema_0.999.pt).
         ema_rates: the averages that the run has.
+        main_rate: the one that a file named plain "ema" holds.
 
     Returns:
         Sources; step 0 where no name tells it.
@@ -48,35 +46,26 @@ def find_sources(source: Path, ema_rates: tuple[float, ...]) -> Sources:
         InputError: nothing there, or an average is missing.
     """
     if not source.is_dir():
-        return Sources(source, dict.fromkeys(ema_rates, source), step_of(source.name))
-    models = [p for p in source.iterdir() if re.fullmatch(r"model\d*\.(pt|safetensors)", p.name)]
-    if not models:
+        return Sources(source, dict.fromkeys(ema_rates, source), openai.step_of(source.name))
+    model = openai.newest_model(source)
+    if model is None:
         raise InputError(
             f"--source {source} holds no model*.pt or model*.safetensors; name the file itself"
         )
-    model = max(models, key=lambda path: (step_of(path.name), path.name))
-    step = step_of(model.name)
+    step = openai.step_of(model.name)
     ema = {}
     for rate in ema_rates:
-        names = [f"ema_{rate}_{step:06d}", f"ema_{rate}", *(["ema"] if len(ema_rates) == 1 else [])]
+        names = [f"ema_{rate}_{step:06d}", f"ema_{rate}", *(["ema"] if rate == main_rate else [])]
         paths = [source / f"{name}{model.suffix}" for name in names]
         found = next((path for path in paths if path.exists()), None)
         if found is None:
             raise InputError(
-                f"--source {source} has no {names[0]}{model.suffix} beside {model.name}; set "
-                "train.ema_rates to the averages there are, or name one file to use it for all"
+                f"--source {source} has no {' or '.join(path.name for path in paths)} beside "
+                f"{model.name}; set train.ema_rates to the averages there are, or name one file to "
+                "use it for all"
             )
         ema[rate] = found
     return Sources(model, ema, step)
-
-
-def step_of(name: str) -> int:
-    """Training step in a file's name: model123456.pt, ema_0.9999_123456.pt, ..._500K.pt; else 0."""
-    average = re.fullmatch(r"ema_[\d.]+_(\d+)\.pt", name)
-    thousands = re.search(r"_(\d+)K[_.]", name)
-    if average:
-        return int(average.group(1))
-    return int(thousands.group(1)) * 1000 if thousands else openai.step_from_filename(name)
 
 
 def from_files(
@@ -97,43 +86,58 @@ def from_files(
     Raises:
         InputError: unreadable files, another network's, or a workdir in use.
     """
-    folder = workdir / "checkpoints"
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{workdir} already holds checkpoints; convert into another --workdir")
-    sources = find_sources(source, tuple(config.train.ema_rates))
+    sources = find_sources(source, tuple(config.train.ema_rates), _main_rate(config))
+    state, step, read = _new_state(config, model, mesh, sources)
+    build.settle(config, model)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints) as checkpoints:
+            if checkpoints.latest is not None:
+                raise InputError(
+                    f"{workdir} already holds checkpoints; convert into another --workdir"
+                )
+            configs.save(config, workdir / "config.json")
+            origin = {path.name: _sha256(path) for path in read}
+            record = json.dumps({"step": step, "sha256": origin}, indent=2)
+            (workdir / configs.CONVERTED).write_text(record + "\n")
+            checkpoints.save(step, state, None, config.to_dict())
+    except OSError as error:
+        raise InputError(f"--workdir {workdir} cannot be written ({error.strerror})") from None
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    command = f"python -m iddpm_jax.main --workdir {workdir}"
+    return [
+        f"{count:,} parameters from {', '.join(origin)}, step {step:,}, are now in {workdir}",
+        f"samples:     {command} --mode sample",
+        f"bits/dim:    {command} --mode nll",
+        f"fine-tuning: {command} --config.train.steps={step + 10000}",
+    ]
+
+
+def _new_state(
+    config: ConfigDict, model: build.Model, mesh: Mesh, sources: Sources
+) -> tuple[TrainState, int, list[Path]]:
+    """A train state with the weights in the files, its step, and the files read."""
     params, metadata = _read(model, sources.model)
-    step = sources.step or int(metadata.get("step", "0"))
+    written = metadata.get("step", "")
+    step = sources.step or (int(written) if written.isdecimal() else 0)
     read = {sources.model: params}
     for path in sources.ema.values():
         if path not in read:
             read[path], _ = _read(model, path)
     ema = {str(rate): read[path] for rate, path in sources.ema.items()}
     empty = jax.eval_shape(loop.new_state(config, model, mesh))
-    rest = {
-        key: jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), getattr(empty, key))
-        for key in ("opt_state", "history")
-    }
-    state = jax.device_put(
-        TrainState(np.int32(step), params, ema, **rest, loss_scale=loop.new_loss_scale(config)),
-        replicated(mesh),
+    opt_state, history = jax.tree.map(
+        lambda a: np.zeros(a.shape, a.dtype), (empty.opt_state, empty.history)
     )
+    scale = loop.new_loss_scale(config)
+    state = TrainState(np.int32(step), params, ema, opt_state, history, scale)
+    return jax.device_put(state, replicated(mesh)), step, list(read)
 
-    build.settle(config, model)
-    workdir.mkdir(parents=True, exist_ok=True)
-    configs.save(config, workdir / "config.json")
-    with Checkpoints(folder, config.train.keep_checkpoints) as checkpoints:
-        checkpoints.save(step, state, None, config.to_dict())
-    origin = {path.name: _sha256(path) for path in read}
-    record = {"step": step, "sha256": origin}
-    (workdir / configs.CONVERTED).write_text(json.dumps(record, indent=2) + "\n")
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return [
-        f"{count:,} parameters from {', '.join(origin)}, step {step:,}, are now in {workdir}",
-        f"samples:     python -m iddpm_jax.main --workdir {workdir} --mode sample",
-        f"bits/dim:    python -m iddpm_jax.main --workdir {workdir} --mode nll",
-        f"fine-tuning: python -m iddpm_jax.main --workdir {workdir} "
-        f"--config.train.steps={max(step, config.train.steps) + 10000}",
-    ]
+
+def _main_rate(config: ConfigDict) -> float:
+    """The average that samples use: a file named plain "ema" holds it."""
+    rates = config.train.ema_rates
+    return config.sample.ema_rate or (rates[0] if rates else 0.0)
 
 
 def to_files(
@@ -146,7 +150,7 @@ def to_files(
         model: built from it.
         state: what to write.
         target: folder, made if missing.
-        form: one of FORMATS.
+        form: suffix of the files, "pt" or "safetensors".
 
     Returns:
         Files written: model, then the average that samples use as ema, then ema_RATE for others.
@@ -158,10 +162,9 @@ def to_files(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--target {target} cannot be written ({error.strerror})") from None
-    rates = list(config.train.ema_rates)
-    main = config.sample.ema_rate or (rates[0] if rates else 0)
+    main = _main_rate(config)
     named: dict[str, Params] = {"model": state.params}
-    for rate in sorted(rates, key=lambda rate: rate != main):
+    for rate in sorted(config.train.ema_rates, key=lambda rate: rate != main):
         named["ema" if rate == main else f"ema_{rate}"] = state.weights(rate)
     metadata = {"step": str(int(state.step)), "config": json.dumps(config.to_dict())}
     written = []

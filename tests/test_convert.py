@@ -13,6 +13,8 @@ from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
 from iddpm_jax.interop import openai, weights
 from iddpm_jax.training import loop
+from iddpm_jax.training.parallel import make_mesh
+from iddpm_jax.training.state import TrainState
 
 CONFIG_FILE = """\
 from tiny_config import tiny
@@ -113,20 +115,28 @@ def test_weights_go_out_and_come_back_exactly_without_a_config(cli, tmp_path, co
 
 @pytest.mark.slow
 def test_a_folder_written_here_comes_back_average_by_average(tmp_path):
-    config, state_dicts = tiny(), {}
-    for i, name in enumerate(("model", "ema_0.5", "ema_0.9")):
-        state_dicts[name] = {k: v + i for k, v in state_dict(config).items()}
-        weights.write(tmp_path / f"{name}.safetensors", state_dicts[name], {"step": "3"})
-    model, mesh = build.model(config), loop.make_mesh()
-    convert.from_files(config, model, mesh, tmp_path, tmp_path / "run")
-    state = loop.open_run(tmp_path / "run").state
-    assert int(state.step) == 3
-    for name, params in (
-        ("model", state.params),
-        ("ema_0.5", state.ema["0.5"]),
-        ("ema_0.9", state.ema["0.9"]),
-    ):
-        assert_same(openai.to_state_dict(model.spec, params), state_dicts[name])
+    config, mesh = tiny(), make_mesh()
+    model = build.model(config)
+    # Every set of parameters is another one.
+    params = openai.from_state_dict(model.spec, state_dict(config))
+    sets = [jax.tree.map(lambda a, i=i: a + np.float32(i), params) for i in range(3)]
+    ema = {"0.5": sets[1], "0.9": sets[2]}
+    state = TrainState(np.int32(3), sets[0], ema, None, None)
+    convert.to_files(config, model, state, tmp_path / "out", "safetensors")
+    convert.from_files(config, model, mesh, tmp_path / "out", tmp_path / "run")
+    found = loop.open_run(tmp_path / "run").state
+    assert int(found.step) == 3
+    for ours, theirs in ((found.params, sets[0]), (found.ema["0.5"], sets[1]), (found.ema, ema)):
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), ours, theirs)
+
+
+@pytest.mark.slow
+def test_unfinished_conversion_can_be_tried_again(tmp_path, source):
+    config, mesh = tiny(), make_mesh()
+    model, run = build.model(config), tmp_path / "run"
+    (run / "checkpoints" / "7000.orbax-checkpoint-tmp").mkdir(parents=True)
+    convert.from_files(config, model, mesh, source, run)
+    assert int(loop.open_run(run).state.step) == 7000
 
 
 @pytest.mark.slow
@@ -172,7 +182,9 @@ def test_converted_workdir_does_not_change_its_network(cli, tmp_path, config_fil
         (["--source", "SOURCE"], ["--config is missing", "SOURCE"]),
         (["--config", "CONFIG"], ["--source", "--target"]),
         (["--config", "CONFIG", "--source", "SOURCE", "--target", "x"], ["one of them"]),
-        (["--config", "CONFIG", "--source", "none.safetensors"], ["none.safetensors"]),
+        (["--config", "CONFIG", "--source", "none"], ["none does not exist"]),
+        (["--source", "none.safetensors"], ["none.safetensors does not exist"]),
+        (["--config", "CONFIG", "--source", "SOURCE", "--format", "pt"], ["--target"]),
         (["--config", "CONFIG", "--source", "SOURCE", "--format", "onnx"], ["onnx", "safetensors"]),
         (
             ["--config", "CONFIG", "--source", "SOURCE", "--config.model.class_conditional=false"],
@@ -216,32 +228,17 @@ def test_workdir_in_use_is_left_alone(cli, tmp_path, config_file, source):
     assert sorted(workdir.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("name", "step"),
-    [
-        ("model123456.pt", 123456),
-        ("ema_0.9999_123456.pt", 123456),
-        ("cifar10_uncond_50M_500K.pt", 500_000),
-        ("lsun_uncond_100M_1200K_bs128.pt", 1_200_000),
-        ("ema.pt", 0),
-        ("64x64_diffusion.pt", 0),
-    ],
-)
-def test_step_is_read_from_the_name(name, step):
-    assert convert.step_of(name) == step
-
-
 def test_the_newest_step_of_an_official_folder_is_taken(tmp_path):
     for name in ("model000005.pt", "model000010.pt", "ema_0.9999_000005.pt", "opt000010.pt"):
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=r"no ema_0\.9999_000010\.pt beside model000010\.pt"):
-        convert.find_sources(tmp_path, (0.9999,))
+    with pytest.raises(InputError, match=r"no ema_0\.9999_000010\.pt or .* beside model000010"):
+        convert.find_sources(tmp_path, (0.9999,), 0.9999)
     (tmp_path / "ema_0.9999_000010.pt").touch()
-    sources = convert.find_sources(tmp_path, (0.9999,))
+    sources = convert.find_sources(tmp_path, (0.9999,), 0.9999)
     assert sources.model.name == "model000010.pt" and sources.step == 10
     assert sources.ema[0.9999].name == "ema_0.9999_000010.pt"
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no model\*\.pt"):
-        convert.find_sources(tmp_path, ())
+        convert.find_sources(tmp_path, (), 0.0)

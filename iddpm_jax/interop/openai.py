@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import jax
@@ -154,11 +155,20 @@ def _some(names: list[str]) -> str:
 
 
 def _objections(spec: UNetSpec, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """What a state dict of another UNet says of itself, in the words of a config."""
-    width = shapes.get("time_embed.0.weight", (0, spec.width))[-1]
-    if width != spec.width:
+    """What a state dict of another network says of itself, in the words of a config."""
+
+    def size(name: str, axis: int, ndim: int) -> int | None:
+        # Misshapen entries are left to the check of every shape.
+        shape = shapes.get(name, ())
+        return shape[axis] if len(shape) == ndim else None
+
+    if "out.2.c_proj.weight" in shapes:
+        yield "it is a classifier of noised images, not a diffusion model"
+        return
+    width = size("time_embed.0.weight", 1, 2)
+    if width not in (None, spec.width):
         yield f"it is a network of width {width}, the config's has model.width {spec.width}"
-    inputs = shapes.get("input_blocks.0.0.weight", (0, 0))[1]
+    inputs = size("input_blocks.0.0.weight", 1, 4)
     if inputs == 2 * spec.channels and not spec.super_resolution:
         yield (
             "it is a super-resolution network (its first convolution sees the small image too), "
@@ -169,23 +179,36 @@ def _objections(spec: UNetSpec, shapes: Mapping[str, tuple[int, ...]]) -> Iterat
             "it is no super-resolution network, but the config sets model.low_res_size; "
             "use the config of the base model"
         )
-    classes = shapes.get("label_emb.weight", (0,))[0]
-    if classes and not spec.num_classes:
-        yield (
-            f"it is class-conditional with {classes} classes; set model.class_conditional=true "
-            f"and data.num_classes={classes}"
-        )
-    elif spec.num_classes and not classes:
-        yield "it is unconditional, but the config sets model.class_conditional; set it to false"
-    elif classes != spec.class_rows:
-        yield f"its classes are {classes}, the config's {spec.class_rows} (data.num_classes)"
-    outputs = shapes.get("out.2.weight", (spec.out_channels,))[0]
+    rows = size("label_emb.weight", 0, 2) if "label_emb.weight" in shapes else 0
+    if rows is not None:
+        yield from _objections_to_classes(spec, rows)
+    outputs = size("out.2.weight", 0, 4)
     if outputs != spec.out_channels and outputs in (spec.channels, 2 * spec.channels):
         learned = outputs == 2 * spec.channels
         yield (
             f"it puts out {outputs} channels, the config's network {spec.out_channels}; set "
             f"diffusion.variance to {'learned_range' if learned else 'fixed_large'}"
         )
+
+
+def _objections_to_classes(spec: UNetSpec, rows: int) -> Iterator[str]:
+    """The same of its class embedding, given the number of rows; 0 for none."""
+    if rows and not spec.num_classes:
+        yield (
+            f"it is class-conditional with {rows} classes; set model.class_conditional=true "
+            f"and data.num_classes={rows}"
+        )
+    elif spec.num_classes and not rows:
+        yield "it is unconditional, but the config sets model.class_conditional; set it to false"
+    elif rows == spec.num_classes and spec.null_class:
+        yield (f'it has no class for "not told" beside its {rows}; set model.label_dropout to 0')
+    elif rows == spec.num_classes + 1 and not spec.null_class:
+        yield (
+            f'it has {rows} classes, one more than data.num_classes; if the last stands for "not '
+            f'told", set model.label_dropout=0.1, else data.num_classes={rows}'
+        )
+    elif rows != spec.class_rows:
+        yield f"its classes are {rows}, the config's {spec.class_rows}; set data.num_classes"
 
 
 def from_state_dict(spec: Spec, state_dict: Mapping[str, np.ndarray]) -> dict:
@@ -204,7 +227,7 @@ def from_state_dict(spec: Spec, state_dict: Mapping[str, np.ndarray]) -> dict:
     """
     entries = _entries(spec)
     shapes = {name: np.shape(array) for name, array in state_dict.items()}
-    if isinstance(spec, UNetSpec) and "time_embed.0.weight" in shapes:
+    if isinstance(spec, UNetSpec) and "input_blocks.0.0.weight" in shapes:
         objections = list(_objections(spec, shapes))
         if objections:
             raise ValueError("; ".join(objections))
@@ -256,14 +279,26 @@ def to_state_dict(spec: Spec, params: dict) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def step_from_filename(name: str) -> int:
-    """Training step in an official checkpoint's file name, model123456.pt -> 123456.
+def step_of(name: str) -> int:
+    """Training step in the name of a file of weights.
 
     Args:
-        name: file name or path.
+        name: file name or path: model123456.pt, ema_0.9999_123456.pt or one as of OpenAI's
+            releases, cifar10_uncond_50M_500K.pt; with any suffix.
 
     Returns:
-        The step; 0 where the name does not follow that form.
+        The step; 0 where the name does not tell.
     """
-    match = re.search(r"model(\d+)\.pt$", name)
-    return int(match.group(1)) if match else 0
+    stem = PurePath(name).stem
+    number = re.search(r"(?:model|ema_[\d.]+_)(\d+)$", stem)
+    thousands = re.search(r"_(\d+)K(?:_|$)", stem)
+    if number:
+        return int(number.group(1))
+    return int(thousands.group(1)) * 1000 if thousands else 0
+
+
+def newest_model(folder: Path) -> Path | None:
+    """The model file (model.pt, model123456.safetensors, ...) of the highest step, or None."""
+    names = re.compile(r"model\d*\.(pt|safetensors)")
+    found = [path for path in folder.iterdir() if names.fullmatch(path.name)]
+    return max(found, key=lambda path: (step_of(path.name), path.name), default=None)

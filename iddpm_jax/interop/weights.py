@@ -16,6 +16,9 @@ from iddpm_jax.errors import InputError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
+# Before it, weights_only could be evaded (CVE-2025-32434, CVE-2026-24747).
+SAFE_TORCH = (2, 10)
+
 # What becomes float32, in the words of torch and numpy and in those of safetensors.
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "F16", "BF16", "F32", "F64")
 
@@ -50,6 +53,20 @@ def read(path: Path) -> Weights:
     if all(name.startswith("module.") for name in arrays):
         arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
     return Weights(arrays, metadata)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone, without the arrays; none but of .safetensors files."""
+    from safetensors import SafetensorError, safe_open
+
+    if _suffix(path) != ".safetensors":
+        return {}
+    _check_start(path)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        raise _damaged(path) from None
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -144,6 +161,12 @@ def _float32(path: Path, name: str, array: np.ndarray) -> np.ndarray:
 
 def _read_torch(path: Path) -> Weights:
     torch = _torch(path)
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    if (major, minor) < SAFE_TORCH:
+        raise InputError(
+            f"{path} is not read with torch {torch.__version__}, which a file can make run code; "
+            "pip install --upgrade torch, or convert to .safetensors elsewhere"
+        )
     content = _load(torch, path)
     _check_content(torch, path, content)
     arrays = {}

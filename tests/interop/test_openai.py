@@ -22,10 +22,12 @@ from golden_networks import (
 from iddpm_jax.interop.openai import (
     from_state_dict,
     module_names,
-    step_from_filename,
+    newest_model,
+    official_shapes,
+    step_of,
     to_state_dict,
 )
-from iddpm_jax.models.classifier import ClassifierSpec, make_classifier
+from iddpm_jax.models.classifier import ClassifierSpec, guided_classifier, make_classifier
 from iddpm_jax.models.layout import UNetSpec
 from iddpm_jax.models.unet import make_network
 
@@ -232,8 +234,9 @@ def test_of_many_wrong_shapes_three_are_named():
             "with 3 classes; set model.class_conditional=true and data.num_classes=3$",
         ),
         ({"num_classes": 0}, {}, "is unconditional.* model.class_conditional; set it to false$"),
-        ({"num_classes": 4}, {}, r"classes are 4, the config's 3 \(data.num_classes\)$"),
-        ({}, {"null_class": True}, r"classes are 3, the config's 4 \(data.num_classes\)$"),
+        ({"num_classes": 5}, {}, "classes are 5, the config's 3; set data.num_classes$"),
+        ({"null_class": True}, {}, "4 classes, one more than data.num_classes.*label_dropout=0.1"),
+        ({}, {"null_class": True}, "no class for .* beside its 3; set model.label_dropout to 0$"),
         ({"width": 64}, {}, "of width 64, the config's has model.width 32$"),
         ({}, {"out_channels": 3}, "6 channels.* 3; set diffusion.variance to learned_range$"),
         ({"out_channels": 3}, {}, "3 channels.* 6; set diffusion.variance to fixed_large$"),
@@ -272,6 +275,22 @@ def test_params_of_another_network_raise():
         to_state_dict(TINY, params)
 
 
+def test_classifier_is_not_taken_for_a_diffusion_model():
+    spec = guided_classifier(64)
+    shapes = {name: np.zeros(0) for name in official_shapes(spec)}
+    with pytest.raises(ValueError, match="^it is a classifier of noised images"):
+        from_state_dict(TINY, shapes)
+
+
+@pytest.mark.parametrize("name", ["input_blocks.0.0.weight", "label_emb.weight", "out.2.weight"])
+@pytest.mark.parametrize("shape", [(), (3,), (1, 2, 3)])
+def test_misshapen_entries_are_named_whatever_their_shape(name, shape):
+    official = to_state_dict(TINY, zero_params(TINY))
+    official[name] = np.zeros(shape)
+    with pytest.raises(ValueError, match=re.escape(f"{name} has shape {shape}")):
+        from_state_dict(TINY, official)
+
+
 # File names
 
 
@@ -281,7 +300,36 @@ def test_params_of_another_network_raise():
         pair
         for _, case in cases("09_extras.npz", "resume_step_from_filename")
         for pair in zip(case["names"], case["steps"], strict=True)
+        # The official code never asks for the step of an average.
+        if "ema" not in pair[0]
     ],
 )
-def test_step_from_filename_matches_the_recording(name, step):
-    assert step_from_filename(name) == step
+def test_step_of_matches_the_recording(name, step):
+    assert step_of(name) == step
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("runs/model123456.pt", 123456),
+        ("model123456.safetensors", 123456),
+        ("ema_0.9999_123456.pt", 123456),
+        ("cifar10_uncond_50M_500K.pt", 500_000),
+        ("lsun_uncond_100M_1200K_bs128.pt", 1_200_000),
+        ("ema.pt", 0),
+        ("ema_0.9999.pt", 0),
+        ("64x64_diffusion.pt", 0),
+    ],
+)
+def test_step_of_knows_averages_and_releases(name, step):
+    assert step_of(name) == step
+
+
+def test_newest_model_is_that_of_the_highest_step(tmp_path):
+    assert newest_model(tmp_path) is None
+    for name in ("ema_0.9999_000030.pt", "opt000030.pt", "mymodel000030.pt"):
+        (tmp_path / name).touch()
+    assert newest_model(tmp_path) is None
+    for name in ("model.pt", "model000005.pt", "model1000000.safetensors", "model000020.pt"):
+        (tmp_path / name).touch()
+    assert newest_model(tmp_path).name == "model1000000.safetensors"
