@@ -57,7 +57,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     import jax
 
     from iddpm_jax import build, data
-    from iddpm_jax.evaluation import generate, nll
+    from iddpm_jax.evaluation import generate
     from iddpm_jax.images import write_png
     from iddpm_jax.training import loop, parallel
 
@@ -67,6 +67,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     for part, microbatches in (("train", config.train.microbatches), ("sample", 1), ("nll", 1)):
         parallel.check_batch(mesh, config[part].batch_size, microbatches, f"{part}.batch_size")
     source = build.load_data(config, model, "train")
+    build.load_data(config, model, config.nll.split)
     data.check_batch_size(source, config.train.batch_size)
     generate.classes_of(config, model, 1)
     few = config.copy_and_resolve_references()
@@ -91,14 +92,13 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     state = loop.train(config, model, mesh, workdir, preview)
     if state is None:
         return
-    print(f"{config.sample.count} samples and bits/dim on the {config.nll.split} split:")
-    written = _draw(config, workdir, loop.Run(config, model, mesh, state))
-    likelihood = nll.evaluate(config, model, state.weights(config.nll.ema_rate), mesh)
-    path = _nll_path(config, workdir, state)
-    likelihood.save(path, config.to_dict())
+    print(f"samples and bits/dim on the {config.nll.split} split:")
+    run = loop.Run(config, model, mesh, state)
+    written = _draw(workdir, run)
+    summary, path = _measure(workdir, run)
     print(
         f"\nTrained to step {int(state.step)} on {jax.devices()[0].platform}.\n"
-        f"  bits/dim     {nll.summary(likelihood)}\n"
+        f"  bits/dim     {summary}\n"
         f"  terms        {path}\n"
         f"  samples      {written['grid']}\n"
         f"               {written['npz']}\n"
@@ -112,31 +112,44 @@ def _train(config: ConfigDict, workdir: Path) -> None:
 def _sample(config: ConfigDict, workdir: Path) -> None:
     from iddpm_jax.training import loop
 
-    for what, path in _draw(config, workdir, loop.open_run(workdir, config)).items():
+    for what, path in _draw(workdir, loop.open_run(workdir, config)).items():
         print(f"{what:5} {path}")
 
 
-def _draw(config: ConfigDict, workdir: Path, run) -> dict[str, Path]:
+def _draw(workdir: Path, run) -> dict[str, Path]:
     """Draw samples and write them."""
     from iddpm_jax.evaluation import generate
 
-    base = generate.base_of(config, run.model)
-    weights = run.state.weights(config.sample.ema_rate)
-    images, classes = generate.generate(config, run.model, weights, run.mesh, base)
-    folder = _sample_folder(config, workdir, run.state)
-    return generate.write(folder, images, classes, base, config.sample.png)
+    sample = run.config.sample
+    base = generate.base_of(run.config, run.model)
+    folder = _sample_folder(workdir, run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # or the samples might be drawn for nothing
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror})") from None
+    weights = run.state.weights(sample.ema_rate)
+    images, classes = generate.generate(run.config, run.model, weights, run.mesh, base)
+    return generate.write(folder, images, classes, base, sample.png)
 
 
 def _nll(config: ConfigDict, workdir: Path) -> None:
-    from iddpm_jax.evaluation import nll
     from iddpm_jax.training import loop
 
-    _, model, mesh, state = loop.open_run(workdir, config)
-    likelihood = nll.evaluate(config, model, state.weights(config.nll.ema_rate), mesh)
-    path = _nll_path(config, workdir, state)
-    likelihood.save(path, config.to_dict())
-    print(nll.summary(likelihood))
+    summary, path = _measure(workdir, loop.open_run(workdir, config))
+    print(summary)
     print(f"terms {path}")
+
+
+def _measure(workdir: Path, run) -> tuple[str, Path]:
+    """Measure bits/dim and write the terms: (line for people, file)."""
+    from iddpm_jax.evaluation import nll
+
+    config, dtype = run.config, run.model.spec.dtype
+    weights = run.state.weights(config.nll.ema_rate)
+    likelihood = nll.evaluate(config, run.model, weights, run.mesh)
+    path = _nll_path(workdir, run)
+    likelihood.save(path, {**config.to_dict(), "dtype": dtype})
+    return f"{nll.summary(likelihood)} in {dtype}", path
 
 
 def _convert(arguments: Arguments) -> None:
@@ -149,39 +162,52 @@ def _convert(arguments: Arguments) -> None:
         lines = convert.from_files(config, model, mesh, arguments.source, workdir)
     else:
         _, model, _, state = loop.open_run(workdir, config)
-        lines = convert.to_files(config, model, state, arguments.target, arguments.form)
+        lines = convert.to_files(config, model, state, arguments.target, arguments.form or "pt")
     for line in lines:
         print(line)
 
 
-def _sample_folder(config: ConfigDict, workdir: Path, state) -> Path:
+def _sample_folder(workdir: Path, run) -> Path:
     """A folder named after all that decides the samples, so that other choices keep theirs."""
-    s = config.sample
-    parts = [f"step{int(state.step):08d}", s.sampler, s.steps or str(config.diffusion.T)]
+    s, T = run.config.sample, run.config.diffusion.T
+    parts = [f"step{int(run.state.step):08d}", s.sampler, s.steps or str(T)]
     parts += [f"eta{s.eta:g}"] if s.sampler == "ddim" else []
-    parts += ["classes" + "-".join(map(str, s.classes))] if s.classes else []
+    if s.classes:
+        classes = "-".join(map(str, s.classes))
+        # File systems have no room for long names.
+        short = classes if len(classes) <= 40 else f"{zlib.crc32(classes.encode()):08x}"
+        parts.append(f"classes{short}")
     parts += ["random"] if s.class_choice == "random" else []
     parts += [f"guidance{s.guidance:g}"] if s.guidance != 1 else []
     if s.base:
         parts.append(f"base{zlib.crc32(Path(s.base).read_bytes()):08x}")
+    elif run.model.low_res_shape:
+        parts.append(f"small-{_data_word(run)}")
     parts += [f"noise{s.low_res_noise:g}"] if s.low_res_noise else []
-    parts += [f"ema{s.ema_rate:g}", *([] if s.clip_x_0 else ["unclipped"]), *_dtype(config)]
-    parts.append(f"seed{s.seed}")
-    return workdir / "samples" / "_".join(parts).replace(",", "-")
+    return workdir / "samples" / _joined([*parts, *_end(s, run)])
 
 
-def _dtype(config: ConfigDict) -> list[str]:
-    return [] if config.model.dtype == "auto" else [config.model.dtype]
-
-
-def _nll_path(config: ConfigDict, workdir: Path, state) -> Path:
-    n = config.nll
-    data = re.sub(r"\W+", "-", config.data.name)
-    parts = [f"step{int(state.step):08d}", data, n.split, f"{n.steps or config.diffusion.T}steps"]
+def _nll_path(workdir: Path, run) -> Path:
+    n, T = run.config.nll, run.config.diffusion.T
+    parts = [f"step{int(run.state.step):08d}", _data_word(run), n.split, f"{n.steps or T}steps"]
     parts += [f"{n.terms}terms"] if n.terms else []
-    parts += [f"ema{n.ema_rate:g}", *([] if n.clip_x_0 else ["unclipped"]), *_dtype(config)]
-    parts.append(f"seed{n.seed}")
-    return workdir / "nll" / ("_".join(parts).replace(",", "-") + ".npz")
+    return workdir / "nll" / (_joined([*parts, *_end(n, run)]) + ".npz")
+
+
+def _end(settings: ConfigDict, run) -> list[str]:
+    """What names of samples and of likelihoods share."""
+    clipped = [] if settings.clip_x_0 else ["unclipped"]
+    dtype = [] if run.model.spec.dtype == "float32" else [run.model.spec.dtype]
+    return [f"ema{settings.ema_rate:g}", *clipped, *dtype, f"seed{settings.seed}"]
+
+
+def _data_word(run) -> str:
+    """The data's name as part of a file's."""
+    return re.sub(r"\W+", "-", run.config.data.name)
+
+
+def _joined(parts: list[str]) -> str:
+    return "_".join(parts).replace(",", "-")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iddpm_jax import arguments, main, runtime
+from iddpm_jax import arguments, main, runtime, variants
 from iddpm_jax import config as configs
 from iddpm_jax.errors import DivergedError
 from iddpm_jax.training import loop
@@ -455,7 +455,7 @@ def test_diverged_run_ends_with_exit_code_1(cli, workdir, monkeypatch):
 def test_help_shows_modes_flags_and_variants(cli, tmp_path, configured, flag):
     code, out, err = cli("--mode", "fly", flag)
     assert (code, err) == (0, "")
-    for word in ("--config", "--workdir", "--mode", "--devices", *configs.COMMON_VARIANTS):
+    for word in ("--config", "--workdir", "--mode", "--devices", *variants.COMMON):
         assert word in out
     for mode in arguments.MODES:
         assert f"\n  {mode} " in out

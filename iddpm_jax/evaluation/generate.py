@@ -92,8 +92,9 @@ def classes_of(config: ConfigDict, model: build.Model, count: int) -> np.ndarray
     """
     wanted = tuple(config.sample.classes)
     if not model.class_conditional:
-        if wanted:
-            raise InputError("sample.classes is set, but this model is unconditional; leave it out")
+        if wanted or config.sample.class_choice == "random":
+            key = "classes" if wanted else "class_choice"
+            raise InputError(f"sample.{key} is set, but this model is unconditional; leave it out")
         return None
     wrong = [c for c in wanted if not 0 <= c < model.num_classes]
     if wrong:
@@ -203,7 +204,7 @@ def generate(
     if base is None:
         classes = classes_of(config, model, count)
     else:
-        classes = base.classes if model.class_conditional else None
+        classes = base.classes  # carried along, also where the network is not told them
     batch_size = _batch_size(settings.batch_size, count, mesh)
     function = _sampling_function(
         model.network.apply,
@@ -219,7 +220,7 @@ def generate(
     images = []
     with tqdm(total=count, desc="sampling", unit="image", disable=not progress, leave=False) as bar:
         for index, real in data.padded_chunks(count, batch_size):
-            y = None if classes is None else classes[index]
+            y = classes[index] if model.class_conditional else None
             small = None if base is None else base.images[index]
             x = function(shared, to_devices(mesh, (index.astype(np.int32), y, small)))
             x = jax.device_get(x)[:real]

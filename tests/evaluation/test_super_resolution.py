@@ -132,9 +132,12 @@ def test_unconditional_model_does_without_classes(tmp_path):
     images, classes = draw(formula(), base, model__class_conditional=False)
     assert classes is None
     assert_same_pictures(images, enlarged(base.images))
-    # Nor does it pass on those that there are.
-    _, classes = draw(formula(), Base(base.images, np.arange(4)), model__class_conditional=False)
-    assert classes is None
+
+
+def test_classes_are_carried_along_by_a_network_that_is_not_told_them():
+    base = Base(small_pictures(3), np.array([7, 2, 7], np.int32))
+    _, classes = draw(formula(), base, model__class_conditional=False)
+    np.testing.assert_array_equal(classes, base.classes)
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
