@@ -15,7 +15,7 @@ import numpy as np
 
 from iddpm_jax import build
 from iddpm_jax.diffusion.process import q_sample
-from iddpm_jax.images import to_float
+from iddpm_jax.images import area_average, to_float
 from iddpm_jax.models.unet import make_network
 from iddpm_jax.training.loop import open_run
 
@@ -34,6 +34,7 @@ def main() -> None:
     examples = [source[i] for i in range(min(given.images, len(source)))]
     x_0 = to_float(np.stack([example["image"] for example in examples]))
     y = jnp.array([example["label"] for example in examples])
+    low_res = area_average(x_0, *model.low_res_shape[:2]) if model.low_res_shape else None
     networks = [
         jax.jit(make_network(dataclasses.replace(model.spec, dtype=dtype)).apply)
         for dtype in DTYPES
@@ -47,7 +48,7 @@ def main() -> None:
         x_t = q_sample(model.process, x_0, t, jax.random.normal(jax.random.key(1), x_0.shape))
         model_t = jnp.asarray(model.process.model_t)[t]
         labels = y if model.class_conditional else None
-        outputs = [network(params, x_t, model_t, labels) for network in networks]
+        outputs = [network(params, x_t, model_t, labels, None, low_res) for network in networks]
         exact, *coarse = (model.parametrization.split(output)[0] for output in outputs)
         errors = [jnp.linalg.norm(eps - exact) / jnp.linalg.norm(exact) for eps in coarse]
         print(f"{name:9}" + "".join(f"{float(error):12.5f}" for error in errors))
