@@ -100,7 +100,7 @@ def from_files(
             origin = {path.name: _sha256(path) for path in read}
             record = json.dumps({"step": step, "sha256": origin}, indent=2)
             (workdir / configs.CONVERTED).write_text(record + "\n")
-            checkpoints.save(step, state, None, config.to_dict())
+            checkpoints.save(step, state, None, config.to_dict(), donated=False)
     except OSError as error:
         raise InputError(f"--workdir {workdir} cannot be written ({error.strerror})") from None
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -52,7 +52,14 @@ class Checkpoints:
         """Folder of a checkpoint."""
         return self._folder / str(step)
 
-    def save(self, step: int, state: TrainState, position: dict | None, config: dict) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        position: dict | None,
+        config: dict,
+        donated: bool = True,
+    ) -> None:
         """Start writing in the background; the state may be donated as soon as this returns.
 
         Args:
@@ -60,11 +67,13 @@ class Checkpoints:
             state: to save.
             position: of the data iterator, as its get_state gives; None before any data.
             config: as a plain dict.
+            donated: False if the state outlives the writing, which saves the memory of a copy.
         """
         self.wait()
         # On a CPU the writer may read the very buffers that the next step overwrites: hand it
         # copies.
-        state = _copy(state)
+        if donated:
+            state = _copy(state)
         meta = {"position": position, "config": config}
         self._checkpointer.save_async(step, state, force=True, custom_metadata=meta)
         self._unnoted.append(step)
