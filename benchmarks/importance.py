@@ -11,7 +11,7 @@ from harness import in_turns, load_config, ratio, report
 
 from iddpm_jax import build, data, runtime
 from iddpm_jax.diffusion import importance
-from iddpm_jax.training import loop
+from iddpm_jax.training import runs
 from iddpm_jax.training.parallel import make_mesh, replicated, to_devices
 
 
@@ -32,8 +32,8 @@ def main() -> None:
     model, mesh = build.model(config), make_mesh()
     source = data.load(config.data.name, "train")
     batch = to_devices(mesh, next(data.training_batches(source, batch_size, 0, False)))
-    step = loop.step_function(config, model, mesh)
-    state = loop.new_state(config, model, mesh)()
+    step = runs.step_function(config, model, mesh)
+    state = runs.new_state(config, model, mesh)()
     rows = np.random.default_rng(0).uniform(1, 9, (args.T, 10)).astype(np.float32)
     full = importance.History(rows, np.full(args.T, 10, np.int32))
     history = jax.device_put(full, replicated(mesh))

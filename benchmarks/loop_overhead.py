@@ -11,10 +11,11 @@ import jax
 from harness import in_turns, load_config, ratio, report
 
 from iddpm_jax import build, data, runtime
-from iddpm_jax.training import loop
+from iddpm_jax.training import loop, runs
 from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.metrics import Reporter
 from iddpm_jax.training.parallel import make_mesh, to_devices
+from iddpm_jax.training.stopping import StopRequest
 
 
 def main() -> None:
@@ -35,9 +36,9 @@ def main() -> None:
     model, mesh = build.model(config), make_mesh()
     source = data.load(config.data.name, "train")
     batches = data.training_batches(source, config.train.batch_size, 0, config.data.random_flip)
-    step = loop.step_function(config, model, mesh)
+    step = runs.step_function(config, model, mesh)
     batch = to_devices(mesh, next(batches))
-    state = loop.new_state(config, model, mesh)()
+    state = runs.new_state(config, model, mesh)()
 
     def bare() -> jax.Array:
         nonlocal state
@@ -58,7 +59,7 @@ def main() -> None:
             )
         return state.step
 
-    with tempfile.TemporaryDirectory() as folder, loop.StopRequest() as stop:
+    with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
         workdir = Path(folder)
         seconds = in_turns({"step": bare, "loop": with_loop}, args.rounds)
     low, median, high = ratio(seconds, "loop", "step")

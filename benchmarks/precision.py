@@ -17,7 +17,7 @@ from iddpm_jax import build
 from iddpm_jax.diffusion.process import q_sample
 from iddpm_jax.images import area_average, to_float
 from iddpm_jax.models.unet import make_network
-from iddpm_jax.training.loop import open_run
+from iddpm_jax.training.runs import open_run
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -15,7 +15,7 @@ from iddpm_jax import build
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
 from iddpm_jax.interop import openai, weights
-from iddpm_jax.training import loop
+from iddpm_jax.training import runs
 from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.parallel import replicated
 from iddpm_jax.training.state import Params, TrainState
@@ -125,11 +125,11 @@ def _new_state(
         if path not in read:
             read[path], _ = _read(model, path)
     ema = {str(rate): read[path] for rate, path in sources.ema.items()}
-    empty = jax.eval_shape(loop.new_state(config, model, mesh))
+    empty = jax.eval_shape(runs.new_state(config, model, mesh))
     opt_state, history = jax.tree.map(
         lambda a: np.zeros(a.shape, a.dtype), (empty.opt_state, empty.history)
     )
-    scale = loop.new_loss_scale(config)
+    scale = runs.new_loss_scale(config)
     state = TrainState(np.int32(step), params, ema, opt_state, history, scale)
     return jax.device_put(state, replicated(mesh)), step, list(read)
 

@@ -59,7 +59,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     from iddpm_jax import build, data
     from iddpm_jax.evaluation import generate
     from iddpm_jax.images import write_png
-    from iddpm_jax.training import loop, parallel
+    from iddpm_jax.training import loop, parallel, runs
 
     # Everything that can be refused is refused before the workdir becomes this run's.
     model = build.model(config)
@@ -93,7 +93,7 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     if state is None:
         return
     print(f"samples and bits/dim on the {config.nll.split} split:")
-    run = loop.Run(config, model, mesh, state)
+    run = runs.Run(config, model, mesh, state)
     written = _draw(workdir, run)
     summary, path = _measure(workdir, run)
     print(
@@ -110,9 +110,9 @@ def _train(config: ConfigDict, workdir: Path) -> None:
 
 
 def _sample(config: ConfigDict, workdir: Path) -> None:
-    from iddpm_jax.training import loop
+    from iddpm_jax.training import runs
 
-    for what, path in _draw(workdir, loop.open_run(workdir, config)).items():
+    for what, path in _draw(workdir, runs.open_run(workdir, config)).items():
         print(f"{what:5} {path}")
 
 
@@ -133,9 +133,9 @@ def _draw(workdir: Path, run) -> dict[str, Path]:
 
 
 def _nll(config: ConfigDict, workdir: Path) -> None:
-    from iddpm_jax.training import loop
+    from iddpm_jax.training import runs
 
-    summary, path = _measure(workdir, loop.open_run(workdir, config))
+    summary, path = _measure(workdir, runs.open_run(workdir, config))
     print(summary)
     print(f"terms {path}")
 
@@ -154,14 +154,14 @@ def _measure(workdir: Path, run) -> tuple[str, Path]:
 
 def _convert(arguments: Arguments) -> None:
     from iddpm_jax import build, convert
-    from iddpm_jax.training import loop, parallel
+    from iddpm_jax.training import parallel, runs
 
     config, workdir = arguments.config, arguments.workdir
     if arguments.source is not None:
         model, mesh = build.model(config), parallel.make_mesh()
         lines = convert.from_files(config, model, mesh, arguments.source, workdir)
     else:
-        _, model, _, state = loop.open_run(workdir, config)
+        _, model, _, state = runs.open_run(workdir, config)
         lines = convert.to_files(config, model, state, arguments.target, arguments.form or "pt")
     for line in lines:
         print(line)

@@ -12,7 +12,7 @@ from iddpm_jax import build, convert, main, runtime
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
 from iddpm_jax.interop import openai, weights
-from iddpm_jax.training import loop
+from iddpm_jax.training import runs
 from iddpm_jax.training.parallel import make_mesh
 from iddpm_jax.training.state import TrainState
 
@@ -84,7 +84,7 @@ def test_weights_come_in_exactly_and_the_rest_starts_anew(cli, tmp_path, config_
     code, out, error = cli(*flags)
     assert code == 0 and not error and "step 7,000" in out
 
-    _, model, _, state = loop.open_run(workdir)
+    _, model, _, state = runs.open_run(workdir)
     assert int(state.step) == 7000 and set(state.ema) == {"0.5", "0.9"}
     for params in (state.params, *state.ema.values()):
         assert_same(openai.to_state_dict(model.spec, params), state_dict(tiny()))
@@ -108,7 +108,7 @@ def test_weights_go_out_and_come_back_exactly_without_a_config(cli, tmp_path, co
     model_file = out / "model.safetensors"
     code, *_ = cli("--mode", "convert", "--source", model_file, "--workdir", second)
     assert code == 0
-    states = [loop.open_run(workdir).state for workdir in (first, second)]
+    states = [runs.open_run(workdir).state for workdir in (first, second)]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), *states)
     assert configs.load(first / "config.json") == configs.load(second / "config.json")
 
@@ -124,7 +124,7 @@ def test_a_folder_written_here_comes_back_average_by_average(tmp_path):
     state = TrainState(np.int32(3), sets[0], ema, None, None)
     convert.to_files(config, model, state, tmp_path / "out", "safetensors")
     convert.from_files(config, model, mesh, tmp_path / "out", tmp_path / "run")
-    found = loop.open_run(tmp_path / "run").state
+    found = runs.open_run(tmp_path / "run").state
     assert int(found.step) == 3
     for ours, theirs in ((found.params, sets[0]), (found.ema["0.5"], sets[1]), (found.ema, ema)):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), ours, theirs)
@@ -136,7 +136,7 @@ def test_unfinished_conversion_can_be_tried_again(tmp_path, source):
     model, run = build.model(config), tmp_path / "run"
     (run / "checkpoints" / "7000.orbax-checkpoint-tmp").mkdir(parents=True)
     convert.from_files(config, model, mesh, source, run)
-    assert int(loop.open_run(run).state.step) == 7000
+    assert int(runs.open_run(run).state.step) == 7000
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_converted_workdir_samples_measures_and_trains_on(cli, tmp_path, config_
     more = ("--config.train.steps=7002", "--config.train.learning_rate=1e-5", "--config.seed=3")
     code, out, error = cli(*run, *more)
     assert code == 0 and "continuing from step 7000" in out
-    state = loop.open_run(workdir).state
+    state = runs.open_run(workdir).state
     assert int(state.step) == 7002
     # From here on it is a run like any other.
     assert_refused(cli, (*run, "--config.train.learning_rate=1e-6"), "holds another run")

@@ -32,7 +32,7 @@ from iddpm_jax.evaluation import nll
 from iddpm_jax.images import to_uint8
 from iddpm_jax.interop.openai import from_state_dict, to_state_dict
 from iddpm_jax.models.unet import make_network
-from iddpm_jax.training import loop, step
+from iddpm_jax.training import runs, step
 from iddpm_jax.training.parallel import make_mesh, to_devices
 
 # Nearly all of it compiles a network.
@@ -256,8 +256,8 @@ def train(name: str) -> Iterator[tuple[dict, dict, list[dict], dict]]:
     network = model.network._replace(init=lambda *_: jax.tree.map(jnp.asarray, params))
     model = dataclasses.replace(model, network=network)
     mesh = make_mesh(jax.devices()[:1])
-    state, metrics = loop.new_state(config, model, mesh)(), {}
-    train_step = loop.step_function(config, model, mesh)
+    state, metrics = runs.new_state(config, model, mesh)(), {}
+    train_step = runs.step_function(config, model, mesh)
     batch = to_devices(mesh, {"image": pixels(name), "label": conditions(name).get("y")})
     t, noise = jnp.asarray(recorded(name, "t")), jnp.asarray(recorded(name, "noise"))
     # The official gradient is the sum over microbatches, ours the mean.

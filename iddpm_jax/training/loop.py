@@ -1,11 +1,9 @@
 """The run: next batch, step, log the step before, save, sample, stop. Nothing numerical."""
 
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import grain
 import jax
@@ -15,159 +13,21 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from iddpm_jax import build, data
-from iddpm_jax import config as configs
-from iddpm_jax.diffusion import importance
-from iddpm_jax.errors import DivergedError, InputError
+from iddpm_jax.errors import DivergedError
 from iddpm_jax.models.layout import layout
 from iddpm_jax.training import loss_scale
 from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.metrics import Reporter
-from iddpm_jax.training.parallel import (
-    batch_sharding,
-    check_batch,
-    make_mesh,
-    replicated,
-    to_devices,
-)
-from iddpm_jax.training.state import Params, TrainState, init_state
-from iddpm_jax.training.step import StepSettings, make_train_step
+from iddpm_jax.training.parallel import batch_sharding, check_batch, to_devices
+from iddpm_jax.training.runs import new_state, restore, step_function
+from iddpm_jax.training.state import Params, TrainState
+from iddpm_jax.training.stopping import StopRequest
 
 # Measured on two CPU cores with the models of configs/digits.py and configs/emoji.py.
 COMPILE_SECONDS_PER_LAYER = 0.9
 
 Preview = Callable[[Params, int], np.ndarray]
 """(parameters, step) -> grid of samples, uint8 [H, W, C], written to disk as well."""
-
-
-def new_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable[[], TrainState]:
-    """A compiled function that makes the state before the first step, on every device."""
-    loss = config.loss
-
-    def init() -> TrainState:
-        history = None
-        if loss.timesteps == "importance":
-            history = importance.init(model.process.T, loss.history_size)
-        return init_state(
-            jax.random.key(config.seed),
-            model.network,
-            model.image_shape,
-            build.optimizer(config),
-            config.train.ema_rates,
-            history,
-            new_loss_scale(config),
-        )
-
-    return jax.jit(init, out_shardings=replicated(mesh))
-
-
-def new_loss_scale(config: ConfigDict) -> loss_scale.LossScale | None:
-    """The loss scale before the first step; None but for float16."""
-    return loss_scale.init() if config.model.dtype == "float16" else None
-
-
-class Run(NamedTuple):
-    """A trained workdir, ready for use."""
-
-    config: ConfigDict
-    model: build.Model
-    mesh: Mesh
-    state: TrainState
-
-
-def open_run(workdir: Path, config: ConfigDict | None = None) -> Run:
-    """Read a workdir's newest checkpoint, on all devices.
-
-    Args:
-        workdir: of a run that has saved.
-        config: the run's, perhaps with other sample and nll parts; by default as it is stored.
-
-    Returns:
-        Run.
-
-    Raises:
-        InputError: no checkpoint, or a damaged one.
-    """
-    folder, file = workdir / "checkpoints", workdir / "config.json"
-    config = configs.load(file) if config is None else config
-    model, mesh = build.model(config), make_mesh()
-    if not folder.is_dir():
-        raise InputError(f"{workdir} holds no checkpoints; train first with --mode train")
-    with Checkpoints(folder, None) as checkpoints:
-        # The arrays are those of the run as it was trained.
-        state, _ = restore(configs.load(file), model, mesh, checkpoints)
-    return Run(config, model, mesh, state)
-
-
-def restore(
-    config: ConfigDict, model: build.Model, mesh: Mesh, checkpoints: Checkpoints
-) -> tuple[TrainState, dict]:
-    """The newest saved state and data position.
-
-    Args:
-        config: of the run.
-        model: built from it.
-        mesh: devices to put the state on; any number of them.
-        checkpoints: of the run.
-
-    Returns:
-        (state, position of the data iterator; None for converted weights).
-
-    Raises:
-        InputError: no checkpoint, or a damaged one.
-    """
-    shapes = jax.eval_shape(new_state(config, model, mesh))
-    like = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), shapes
-    )
-    return checkpoints.restore(like)
-
-
-def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable:
-    """The jitted training step of a config; see step.make_train_step."""
-    settings = StepSettings(
-        seed=config.seed,
-        microbatches=config.train.microbatches,
-        ema_rates=tuple(config.train.ema_rates),
-        uniform_share=config.loss.uniform_share,
-        num_classes=model.spec.num_classes,
-        label_dropout=config.model.label_dropout,
-        dropout=config.model.dropout > 0,
-        low_res_shape=model.low_res_shape,
-        low_res_noise=config.train.low_res_noise,
-    )
-    return make_train_step(
-        model.network,
-        model.process,
-        model.parametrization,
-        model.objective,
-        build.optimizer(config),
-        build.learning_rate(config),
-        settings,
-        mesh,
-    )
-
-
-class StopRequest:
-    """Turns Ctrl-C and SIGTERM into a flag that the loop looks at between steps."""
-
-    def __init__(self):
-        self.signal: str | None = None
-
-    def __enter__(self) -> "StopRequest":
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # None stands for a handler that was not installed from Python and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def _note(self, number: int, _: object) -> None:
-        if self.signal:
-            # Asked twice: stop at once.
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.signal = signal.Signals(number).name
 
 
 def train(

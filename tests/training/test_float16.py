@@ -11,7 +11,7 @@ from tiny_config import tiny
 
 from iddpm_jax import build, data
 from iddpm_jax.errors import DivergedError
-from iddpm_jax.training import loop, loss_scale
+from iddpm_jax.training import loop, loss_scale, runs
 from iddpm_jax.training.loss_scale import LossScale
 from iddpm_jax.training.parallel import make_mesh, replicated, to_devices
 
@@ -27,7 +27,7 @@ class Stepper:
     def __init__(self, dtype: str):
         config = tiny(model__dtype=dtype, **IMPORTANCE)
         model, self.mesh = build.model(config), make_mesh(jax.devices()[:1])
-        state = loop.new_state(config, model, self.mesh)()
+        state = runs.new_state(config, model, self.mesh)()
         rng = np.random.default_rng(0)
         # Away from the zero initialisation, under which most gradients vanish.
         params = jax.tree.map(
@@ -37,7 +37,7 @@ class Stepper:
         ema = {rate: jax.tree.map(lambda p: 2 * p, params) for rate in state.ema}
         self.state = dataclasses.replace(jax.device_get(state), params=params, ema=ema)
         self.batch = next(data.training_batches(data.load("digits", "train"), 16, 0, False))
-        self._step = loop.step_function(config, model, self.mesh)
+        self._step = runs.step_function(config, model, self.mesh)
 
     def after(self, state=None, log2=None):
         """(state, metrics) on the host after a step from this state under this scale."""

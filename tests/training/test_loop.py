@@ -13,7 +13,7 @@ from tiny_config import tiny
 
 from iddpm_jax import build, data
 from iddpm_jax.errors import DivergedError, InputError
-from iddpm_jax.training import loop
+from iddpm_jax.training import loop, runs
 from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.parallel import make_mesh
 
@@ -44,7 +44,7 @@ def position_after(workdir, config):
     """Position of the data iterator in the newest checkpoint."""
     model, mesh = build.model(config), make_mesh()
     with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
-        return loop.restore(config, model, mesh, checkpoints)[1]
+        return runs.restore(config, model, mesh, checkpoints)[1]
 
 
 def batch_at(config, position):
@@ -99,7 +99,7 @@ def test_float16_run_resumes_with_its_scale(tmp_path):
 def test_stored_state_equals_the_one_in_memory(straight):
     config, workdir, expected = straight
     with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
-        stored, _ = loop.restore(config, build.model(config), make_mesh(), checkpoints)
+        stored, _ = runs.restore(config, build.model(config), make_mesh(), checkpoints)
     assert_same(expected, jax.device_get(stored))
 
 
@@ -107,7 +107,7 @@ def test_run_restores_onto_fewer_devices(straight):
     config, workdir, expected = straight
     mesh = make_mesh(jax.devices()[:1])
     with Checkpoints(workdir / "checkpoints", 2) as checkpoints:
-        stored, _ = loop.restore(config, build.model(config), mesh, checkpoints)
+        stored, _ = runs.restore(config, build.model(config), mesh, checkpoints)
     assert_same(expected, jax.device_get(stored))
 
 
@@ -176,7 +176,7 @@ def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
     with pytest.raises(DivergedError, match=r"not finite at step \d+.*checkpoints/\d+"):
         train(config, tmp_path, no_preview)
     with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
-        state, _ = loop.restore(config, build.model(config), make_mesh(), checkpoints)
+        state, _ = runs.restore(config, build.model(config), make_mesh(), checkpoints)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
 
 

@@ -12,8 +12,8 @@ from iddpm_jax.diffusion import importance
 from iddpm_jax.diffusion.losses import training_losses
 from iddpm_jax.diffusion.process import q_sample
 from iddpm_jax.errors import InputError
-from iddpm_jax.training.loop import new_state, step_function
 from iddpm_jax.training.parallel import check_batch, make_mesh, replicated, to_devices
+from iddpm_jax.training.runs import new_state, step_function
 from iddpm_jax.training.state import init_state
 from iddpm_jax.training.step import StepSettings, make_train_step
 

@@ -1,0 +1,127 @@
+"""A run's state and step from its config, and a workdir opened for use."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from iddpm_jax import build
+from iddpm_jax import config as configs
+from iddpm_jax.diffusion import importance
+from iddpm_jax.errors import InputError
+from iddpm_jax.training import loss_scale
+from iddpm_jax.training.checkpoint import Checkpoints
+from iddpm_jax.training.parallel import make_mesh, replicated
+from iddpm_jax.training.state import TrainState, init_state
+from iddpm_jax.training.step import StepSettings, make_train_step
+
+
+def new_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable[[], TrainState]:
+    """A compiled function that makes the state before the first step, on every device."""
+    loss = config.loss
+
+    def init() -> TrainState:
+        history = None
+        if loss.timesteps == "importance":
+            history = importance.init(model.process.T, loss.history_size)
+        return init_state(
+            jax.random.key(config.seed),
+            model.network,
+            model.image_shape,
+            build.optimizer(config),
+            config.train.ema_rates,
+            history,
+            new_loss_scale(config),
+        )
+
+    return jax.jit(init, out_shardings=replicated(mesh))
+
+
+def new_loss_scale(config: ConfigDict) -> loss_scale.LossScale | None:
+    """The loss scale before the first step; None but for float16."""
+    return loss_scale.init() if config.model.dtype == "float16" else None
+
+
+class Run(NamedTuple):
+    """A trained workdir, ready for use."""
+
+    config: ConfigDict
+    model: build.Model
+    mesh: Mesh
+    state: TrainState
+
+
+def open_run(workdir: Path, config: ConfigDict | None = None) -> Run:
+    """Read a workdir's newest checkpoint, on all devices.
+
+    Args:
+        workdir: of a run that has saved.
+        config: the run's, perhaps with other sample and nll parts; by default as it is stored.
+
+    Returns:
+        Run.
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    folder, file = workdir / "checkpoints", workdir / "config.json"
+    config = configs.load(file) if config is None else config
+    model, mesh = build.model(config), make_mesh()
+    if not folder.is_dir():
+        raise InputError(f"{workdir} holds no checkpoints; train first with --mode train")
+    with Checkpoints(folder, None) as checkpoints:
+        # The arrays are those of the run as it was trained.
+        state, _ = restore(configs.load(file), model, mesh, checkpoints)
+    return Run(config, model, mesh, state)
+
+
+def restore(
+    config: ConfigDict, model: build.Model, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, dict]:
+    """The newest saved state and data position.
+
+    Args:
+        config: of the run.
+        model: built from it.
+        mesh: devices to put the state on; any number of them.
+        checkpoints: of the run.
+
+    Returns:
+        (state, position of the data iterator; None for converted weights).
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    shapes = jax.eval_shape(new_state(config, model, mesh))
+    like = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), shapes
+    )
+    return checkpoints.restore(like)
+
+
+def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable:
+    """The jitted training step of a config; see step.make_train_step."""
+    settings = StepSettings(
+        seed=config.seed,
+        microbatches=config.train.microbatches,
+        ema_rates=tuple(config.train.ema_rates),
+        uniform_share=config.loss.uniform_share,
+        num_classes=model.spec.num_classes,
+        label_dropout=config.model.label_dropout,
+        dropout=config.model.dropout > 0,
+        low_res_shape=model.low_res_shape,
+        low_res_noise=config.train.low_res_noise,
+    )
+    return make_train_step(
+        model.network,
+        model.process,
+        model.parametrization,
+        model.objective,
+        build.optimizer(config),
+        build.learning_rate(config),
+        settings,
+        mesh,
+    )
