@@ -15,6 +15,7 @@ PACKAGE = ROOT.name
 
 FLOORS = {
     "errors": -1,
+    "peers": -1,
     "diffusion": 0,
     "models": 0,
     "config": 0,
