@@ -19,6 +19,10 @@ def base() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of parameters, data order, timesteps, noise and dropout
 
+    # A workdir or a file of weights (.pt, .safetensors) whose parameters a new run starts from;
+    # step, averages, optimizer, and the embedding of other classes, are new. "": all is new
+    c.init_from = ""
+
     c.data = ConfigDict()
     # "digits" (8x8 grey, 10 classes), "emoji" (32x32 colour, 9 classes) or "npz:" and a path, to a
     # file of arr_0 (uint8 [N, H, W, C]) and arr_1 (classes), or a folder of train.npz and test.npz
@@ -78,6 +82,9 @@ def base() -> ConfigDict:
     c.train.steps = 0  # optimizer steps; must be given. Paper: 500,000 on CIFAR-10
     c.train.batch_size = 128  # images per optimizer step, over all devices; paper: 128
     c.train.microbatches = 1  # parts that a device takes its share in, one after the other
+    # Devices that hold one copy of parameters, averages and optimizer state between them; 1: every
+    # device holds all of it
+    c.train.fsdp = 1
     c.train.learning_rate = 1e-4  # of Adam; paper: 1e-4
     c.train.learning_rate_decay = "constant"  # "constant", or "linear" to 0 at train.steps
     c.train.warmup_steps = 0  # steps over which the rate rises from 0
@@ -92,6 +99,8 @@ def base() -> ConfigDict:
     c.train.log_every_steps = 100  # write metrics and update the curves
     c.train.sample_every_steps = 10000  # write a grid of samples; 0: never
     c.train.checkpoint_every_steps = 10000  # save; the end is always saved
+    # A run in which no step has ended for so long has hung, and ends with exit code 1; 0: never
+    c.train.hang_seconds = 600
     c.train.keep_checkpoints = 2  # newest checkpoints kept
 
     c.sample = ConfigDict()
@@ -146,8 +155,9 @@ _AT_LEAST = {
     **dict.fromkeys(
         (
             "diffusion.T loss.history_size model.width model.num_res_blocks model.num_heads "
-            "train.batch_size train.microbatches train.log_every_steps train.keep_checkpoints "
-            "train.checkpoint_every_steps sample.count sample.batch_size nll.batch_size"
+            "train.batch_size train.microbatches train.fsdp train.log_every_steps "
+            "train.keep_checkpoints train.checkpoint_every_steps sample.count "
+            "sample.batch_size nll.batch_size"
         ).split(),
         1,
     ),
@@ -155,7 +165,7 @@ _AT_LEAST = {
         (
             "nll.terms model.num_heads_upsample model.num_head_channels model.low_res_size "
             "data.num_classes train.low_res_noise sample.low_res_noise sample.guidance "
-            "train.warmup_steps "
+            "train.warmup_steps train.hang_seconds "
             "train.weight_decay train.gradient_clip train.sample_every_steps loss.vlb_weight"
         ).split(),
         0,
@@ -264,7 +274,9 @@ CONVERTED = "converted.json"
 FROM_DATA = ("data.image_shape", "data.num_classes")
 
 # A run may go on with other values of these; any other change makes it another run.
-FREE_ON_RESUME = ("sample.", "nll.", "train.steps", "train.keep_checkpoints")
+FREE_ON_RESUME = (
+    *"sample. nll. train.steps train.keep_checkpoints train.fsdp train.hang_seconds".split(),
+)
 
 # Samples and likelihoods do not ask which data the run was trained on, nor in which precision.
 FREE_ON_READING = (*FREE_ON_RESUME, "data.name", "model.dtype", "model.remat")

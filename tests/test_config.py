@@ -17,7 +17,8 @@ FILES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py")
 KEYS = dict(configs.flat(configs.base()))
 NUMBERS = [key for key, value in KEYS.items() if type(value) in (int, float)]
 FLOATS = [key for key, value in KEYS.items() if type(value) is float]
-WORDS = [key for key, value in KEYS.items() if type(value) is str and key != "sample.base"]
+PATHS = ("init_from", "sample.base")
+WORDS = [key for key, value in KEYS.items() if type(value) is str and key not in PATHS]
 TUPLES = [key for key, value in KEYS.items() if type(value) is tuple]
 
 WRONG = {
@@ -83,7 +84,7 @@ def test_base_is_new_every_time():
 
 def test_flat_names_every_key_once():
     nested = configs.base().to_dict()
-    expected = {"seed": nested.pop("seed")}
+    expected = {key: nested.pop(key) for key in ("seed", "init_from")}
     for section, values in nested.items():
         expected.update({f"{section}.{name}": value for name, value in values.items()})
     found = list(configs.flat(configs.base()))
@@ -351,8 +352,8 @@ FREE = [
     if key.startswith(("sample.", "nll."))
     or key
     in (
-        "train.steps train.keep_checkpoints train.log_every_steps train.sample_every_steps "
-        "train.checkpoint_every_steps"
+        "train.steps train.fsdp train.hang_seconds train.keep_checkpoints "
+        "train.log_every_steps train.sample_every_steps train.checkpoint_every_steps"
     ).split()
 ]
 

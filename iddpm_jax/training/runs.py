@@ -1,5 +1,6 @@
 """A run's state and step from its config, and a workdir opened for use."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +15,13 @@ from iddpm_jax.diffusion import importance
 from iddpm_jax.errors import InputError
 from iddpm_jax.training import loss_scale
 from iddpm_jax.training.checkpoint import Checkpoints
-from iddpm_jax.training.parallel import make_mesh, replicated
+from iddpm_jax.training.parallel import fsdp_sharding, make_mesh, replicated
 from iddpm_jax.training.state import TrainState, init_state
 from iddpm_jax.training.step import StepSettings, make_train_step
 
 
-def new_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable[[], TrainState]:
-    """A compiled function that makes the state before the first step, on every device."""
+def _init(config: ConfigDict, model: build.Model) -> Callable[[], TrainState]:
+    """A function that makes the state before the first step."""
     loss = config.loss
 
     def init() -> TrainState:
@@ -37,7 +38,33 @@ def new_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable[[]
             new_loss_scale(config),
         )
 
-    return jax.jit(init, out_shardings=replicated(mesh))
+    return init
+
+
+def state_shardings(config: ConfigDict, model: build.Model, mesh: Mesh) -> TrainState:
+    """Where each array of the train state lives: a TrainState of shardings.
+
+    Parameters, averages and optimizer state are cut over the mesh's "fsdp" axis; the little else
+    there is lies on every device.
+    """
+    shapes = jax.eval_shape(_init(config, model))
+    whole = jax.tree.map(lambda _: replicated(mesh), shapes)
+    cut = jax.tree.map(lambda a: fsdp_sharding(mesh, a.shape), shapes)
+    return dataclasses.replace(whole, params=cut.params, ema=cut.ema, opt_state=cut.opt_state)
+
+
+def new_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable[[], TrainState]:
+    """A compiled function that makes the state before the first step, on the devices."""
+    return jax.jit(_init(config, model), out_shardings=state_shardings(config, model, mesh))
+
+
+def abstract_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> TrainState:
+    """The train state without its values: shapes, types and shardings."""
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        jax.eval_shape(_init(config, model)),
+        state_shardings(config, model, mesh),
+    )
 
 
 def new_loss_scale(config: ConfigDict) -> loss_scale.LossScale | None:
@@ -95,11 +122,7 @@ def restore(
     Raises:
         InputError: no checkpoint, or a damaged one.
     """
-    shapes = jax.eval_shape(new_state(config, model, mesh))
-    like = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), shapes
-    )
-    return checkpoints.restore(like)
+    return checkpoints.restore(abstract_state(config, model, mesh))
 
 
 def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable:
@@ -124,4 +147,5 @@ def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callabl
         build.learning_rate(config),
         settings,
         mesh,
+        state_shardings(config, model, mesh),
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from iddpm_jax.diffusion.reverse import Parametrization
 from iddpm_jax.images import area_average, to_float
 from iddpm_jax.models.unet import Network
 from iddpm_jax.training import loss_scale
-from iddpm_jax.training.parallel import batch_sharding, mean_gradient
+from iddpm_jax.training.parallel import batch_sharding, mean_gradient, replicated
 from iddpm_jax.training.state import Params, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -72,6 +72,7 @@ def make_train_step(
     learning_rate: optax.Schedule,
     settings: StepSettings,
     mesh: Mesh,
+    state_sharding: Any = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """The compiled training step.
 
@@ -82,6 +83,8 @@ def make_train_step(
         network, process, parametrization, objective, optimizer, settings: what to train, and how.
         learning_rate: the optimizer's, only to be reported.
         mesh: devices that share the batch.
+        state_sharding: where the state lives, a TrainState of shardings; None for all of it on
+            every device.
 
     Returns:
         Function (state, {"image": uint8 [B, H, W, C], "label": int32 [B]}) -> (state, metrics). The
@@ -157,7 +160,10 @@ def make_train_step(
             metrics["log2_loss_scale"] = scale.log2
         return new, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    everywhere = replicated(mesh)
+    return jax.jit(
+        train_step, donate_argnums=0, out_shardings=(state_sharding or everywhere, everywhere)
+    )
 
 
 def _scheduled_at(step: jax.Array, opt_state: optax.OptState) -> optax.OptState:
