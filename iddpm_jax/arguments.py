@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -10,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from iddpm_jax import config as configs
+from iddpm_jax import runtime
 from iddpm_jax.errors import InputError
 
 MODES = ("train", "sample", "nll", "convert")
@@ -62,6 +64,12 @@ Flags
   --format     convert: pt (default) or safetensors
   --base       sample: .npz of small images for a super-resolution model (config.sample.base)
   --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)
+  --coordinator HOST:PORT --num_processes N --process_id I
+               one of several processes that train together: where process 0 listens, how many
+               there are, and which one this is. See launch/.
+  --distributed
+               several processes that JAX finds itself, as on a TPU pod. Slurm tasks are found
+               without it.
   --help       this text
 
 Bad input ends with one line and exit code 2, a loss that is not finite with exit code 1.
@@ -79,6 +87,7 @@ class Arguments(NamedTuple):
         source: file or folder of weights to convert, or None.
         target: folder to write weights to, or None.
         form: format of the files written there, "pt" or "safetensors"; None for the usual one.
+        cluster: the processes that share the work, or None for one alone.
     """
 
     mode: str
@@ -88,6 +97,7 @@ class Arguments(NamedTuple):
     source: Path | None = None
     target: Path | None = None
     form: str | None = None
+    cluster: runtime.Cluster | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,9 +126,18 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--target")
     parser.add_argument("--format", choices=("pt", "safetensors"))
     parser.add_argument("--base")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--num_processes")
+    parser.add_argument("--process_id")
+    parser.add_argument("--distributed", action="store_true")
     given, overrides = parser.parse_known_args(argv)
     if not given.workdir:
         raise InputError("--workdir is missing; name a folder for the run, such as runs/digits")
+    if re.match(r"\w+://", given.workdir):
+        raise InputError(
+            f"--workdir {given.workdir} is not a folder; mount the bucket (gcsfuse) and name the "
+            "folder it is mounted at"
+        )
     workdir = Path(given.workdir)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; name a folder")
@@ -143,8 +162,40 @@ def parse(argv: list[str]) -> Arguments:
         _check_same_run(configs.load(stored), config, stored, given.mode)
     source, target = (Path(p) if p else None for p in (given.source, given.target))
     return Arguments(
-        given.mode, workdir, config, _devices(given.devices), source, target, given.format
+        given.mode,
+        workdir,
+        config,
+        given.devices and _whole("--devices (or DEVICES)", given.devices),
+        source,
+        target,
+        given.format,
+        _cluster(given),
     )
+
+
+def _cluster(given: argparse.Namespace) -> runtime.Cluster | None:
+    """The processes that the flags name, or that the environment shows."""
+    named = (given.coordinator, given.num_processes, given.process_id)
+    if not any(named):
+        found = runtime.cluster_around(os.environ)
+        return runtime.Cluster() if given.distributed else found
+    if not all(named) or given.distributed:
+        raise InputError(
+            "--coordinator, --num_processes and --process_id go together, and without "
+            "--distributed; give all three or none"
+        )
+    count = _whole("--num_processes", given.num_processes)
+    index = _whole("--process_id", given.process_id, least=0)
+    if index >= count:
+        raise InputError(
+            f"--process_id is {index}; with {count} processes it must lie from 0 to {count - 1}"
+        )
+    host, _, port = given.coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(
+            f"--coordinator is {given.coordinator!r}; give HOST:PORT, such as localhost:1234"
+        )
+    return runtime.Cluster(given.coordinator, count, index)
 
 
 def _check_conversion(given: argparse.Namespace) -> None:
@@ -179,11 +230,9 @@ def _from_source(source: Path) -> ConfigDict:
     )
 
 
-def _devices(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"--devices (or DEVICES) is {text!r}; it must be a whole number above 0")
+def _whole(flag: str, text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise InputError(f"{flag} is {text!r}; it must be a whole number from {least} up")
     return int(text)
 
 

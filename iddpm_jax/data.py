@@ -215,7 +215,12 @@ def check_batch_size(source: Source, batch_size: int) -> None:
 
 
 def training_batches(
-    source: Source, batch_size: int, seed: int, random_flip: bool
+    source: Source,
+    batch_size: int,
+    seed: int,
+    random_flip: bool,
+    process: int = 0,
+    processes: int = 1,
 ) -> grain.DatasetIterator:
     """Endless shuffled batches; every pass over the data is a new permutation.
 
@@ -236,7 +241,7 @@ def training_batches(
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
     if random_flip:
         dataset = dataset.random_map(_Flip())
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+    dataset = dataset.batch(batch_size // processes, drop_remainder=True)[process::processes]
     # Threads, not processes: only then is the position one number that survives any restart.
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(dataset.to_iter_dataset(options))

@@ -1,8 +1,10 @@
 """Command line: python -m iddpm_jax.main --config configs/digits.py --workdir runs/digits."""
 
+import contextlib
 import os
 import re
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -38,16 +40,22 @@ def main(argv: list[str] | None = None) -> int:
             arguments.devices or runtime.cpu_devices(runtime.cpu_cores(), batches),
             runtime.cache_folder(),
         )
-        if arguments.mode == "convert":
-            _convert(arguments)
-        else:
-            {"train": _train, "sample": _sample, "nll": _nll}[arguments.mode](
-                config, arguments.workdir
-            )
+        with runtime.join(arguments.cluster) if arguments.cluster else contextlib.nullcontext():
+            if arguments.mode == "convert":
+                _convert(arguments)
+            else:
+                {"train": _train, "sample": _sample, "nll": _nll}[arguments.mode](
+                    config, arguments.workdir
+                )
         return 0
     except (InputError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
+    except RuntimeError:
+        if arguments.cluster:
+            # JAX's error when another process is gone; the closed connection says so in a line.
+            time.sleep(2)
+        raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -59,11 +67,11 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     from iddpm_jax import build, data
     from iddpm_jax.evaluation import generate
     from iddpm_jax.images import write_png
-    from iddpm_jax.training import loop, parallel, runs
+    from iddpm_jax.training import finetune, loop, parallel, runs
 
     # Everything that can be refused is refused before the workdir becomes this run's.
     model = build.model(config)
-    mesh = parallel.make_mesh()
+    mesh = parallel.make_mesh(fsdp=config.train.fsdp)
     for part, microbatches in (("train", config.train.microbatches), ("sample", 1), ("nll", 1)):
         parallel.check_batch(mesh, config[part].batch_size, microbatches, f"{part}.batch_size")
     source = build.load_data(config, model, "train")
@@ -74,28 +82,35 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     few.sample.count = min(64, config.sample.count)
     base = generate.base_of(few, model)
     base = base and base.first(few.sample.count)
+    started = any((workdir / "checkpoints").glob("[0-9]*"))
+    initial = None if started else finetune.read(config, model)
     build.settle(config, model)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        configs.save(config, workdir / "config.json")
-    except OSError as error:
-        raise InputError(f"--workdir {workdir} cannot be written ({error.strerror})") from None
+    if parallel.is_main_process():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            configs.save(config, workdir / "config.json")
+        except OSError as error:
+            raise InputError(f"--workdir {workdir} cannot be written ({error.strerror})") from None
+    parallel.check_shared(workdir / "config.json")
 
     def preview(params, step):
         # In a file, a bar within the bar of training would be noise.
         bar = sys.stderr.isatty()
         images, classes = generate.generate(few, model, params, mesh, base, progress=bar)
         pixels = generate.preview(images, classes, base)
-        write_png(workdir / "samples" / f"training_{step:08d}.png", pixels)
+        if parallel.is_main_process():
+            write_png(workdir / "samples" / f"training_{step:08d}.png", pixels)
         return pixels
 
-    state = loop.train(config, model, mesh, workdir, preview)
+    state = loop.train(config, model, mesh, workdir, preview, initial)
     if state is None:
         return
     print(f"samples and bits/dim on the {config.nll.split} split:")
     run = runs.Run(config, model, mesh, state)
     written = _draw(workdir, run)
     summary, path = _measure(workdir, run)
+    if not parallel.is_main_process():
+        return
     print(
         f"\nTrained to step {int(state.step)} on {jax.devices()[0].platform}.\n"
         f"  bits/dim     {summary}\n"
@@ -117,8 +132,9 @@ def _sample(config: ConfigDict, workdir: Path) -> None:
 
 
 def _draw(workdir: Path, run) -> dict[str, Path]:
-    """Draw samples and write them."""
+    """Draw samples and write them: what was written, which is nothing beside the main process."""
     from iddpm_jax.evaluation import generate
+    from iddpm_jax.training.parallel import is_main_process
 
     sample = run.config.sample
     base = generate.base_of(run.config, run.model)
@@ -129,7 +145,7 @@ def _draw(workdir: Path, run) -> dict[str, Path]:
         raise InputError(f"{folder} cannot be written ({error.strerror})") from None
     weights = run.state.weights(sample.ema_rate)
     images, classes = generate.generate(run.config, run.model, weights, run.mesh, base)
-    return generate.write(folder, images, classes, base, sample.png)
+    return generate.write(folder, images, classes, base, sample.png) if is_main_process() else {}
 
 
 def _nll(config: ConfigDict, workdir: Path) -> None:
@@ -143,12 +159,14 @@ def _nll(config: ConfigDict, workdir: Path) -> None:
 def _measure(workdir: Path, run) -> tuple[str, Path]:
     """Measure bits/dim and write the terms: (line for people, file)."""
     from iddpm_jax.evaluation import nll
+    from iddpm_jax.training.parallel import is_main_process
 
     config, dtype = run.config, run.model.spec.dtype
     weights = run.state.weights(config.nll.ema_rate)
     likelihood = nll.evaluate(config, run.model, weights, run.mesh)
     path = _nll_path(workdir, run)
-    likelihood.save(path, {**config.to_dict(), "dtype": dtype})
+    if is_main_process():
+        likelihood.save(path, {**config.to_dict(), "dtype": dtype})
     return f"{nll.summary(likelihood)} in {dtype}", path
 
 

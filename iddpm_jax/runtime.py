@@ -1,8 +1,15 @@
-"""How JAX is started: a device per CPU core, and compiled programs kept between runs."""
+"""How JAX is started: devices of a CPU, several processes, compiled programs kept between runs."""
 
 import os
-from collections.abc import Iterable
+import socket
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
+
+from iddpm_jax import peers
+from iddpm_jax.errors import InputError
+from iddpm_jax.peers import Peers
 
 
 def cpu_cores() -> int:
@@ -31,6 +38,84 @@ def cpu_devices(cores: int, batch_sizes: Iterable[int]) -> int:
     """
     sizes = list(batch_sizes)
     return next(n for n in range(cores, 0, -1) if all(size % n == 0 for size in sizes))
+
+
+class Cluster(NamedTuple):
+    """The processes of one run; all None where JAX finds them itself (TPU pod, GKE, Slurm, MPI).
+
+    Attributes:
+        coordinator: "HOST:PORT" of process 0, on a port that is free there.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def cluster_around(environment: Mapping[str, str]) -> Cluster | None:
+    """The cluster that a process was plainly started in, or None.
+
+    Args:
+        environment: of the process.
+
+    Returns:
+        Cluster for JAX to find: a Slurm step of several tasks, or a TPU slice of several hosts.
+    """
+    in_step = "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment
+    several_tasks = in_step and int(environment.get("SLURM_NTASKS", 1)) > 1
+    several_hosts = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    return Cluster() if several_tasks or several_hosts else None
+
+
+def join(cluster: Cluster) -> Peers:
+    """Meet the other processes of the run. Call after configure, before anything asks for devices.
+
+    Every process but the first falls silent, errors excepted: all would say the same.
+
+    Args:
+        cluster: which processes.
+
+    Returns:
+        Peers, to be used as a context manager around the work.
+
+    Raises:
+        InputError: no cluster was found, or the coordinator cannot be reached.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    try:
+        jax.distributed.initialize(
+            *cluster,
+            cluster_detection_method="deactivate" if cluster.coordinator else None,
+            initialization_timeout=START_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the processes of this run cannot meet ({reason}); check --coordinator, "
+            "--num_processes and --process_id, or leave --distributed out for a single process"
+        ) from None
+    index, count = jax.process_index(), jax.process_count()
+    listener = socket.create_server(("", 0)) if index == 0 else None
+    host = cluster.coordinator.rpartition(":")[0] if cluster.coordinator else peers.own_address()
+    port = listener.getsockname()[1] if listener else 0
+    place = np.frombuffer(f"{host} {port}".encode().ljust(300), np.uint8)
+    host, port = multihost_utils.broadcast_one_to_all(place).tobytes().decode().split()
+    if index > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return Peers(listener, (host, int(port)), index, count)
+
+
+START_SECONDS = 300
+"""How long processes wait for each other at the start."""
+
+HEARTBEAT_SECONDS = 30
+"""A process that is silent for so long is taken for dead."""
 
 
 def configure(devices: int, cache: Path) -> None:

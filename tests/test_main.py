@@ -64,7 +64,7 @@ def record_train(monkeypatch):
     """Configs that reached the training loop, which is left out."""
     configs_seen = []
 
-    def train(config, model, mesh, workdir, preview):
+    def train(config, *_):
         configs_seen.append(config)
 
     monkeypatch.setattr(loop, "train", train)
@@ -189,6 +189,23 @@ FLAGS = [
     ("stray word", ["stray"], ["'stray'"]),
     ("no device", ["--devices=0"], ["--devices", "0"]),
     ("devices as word", ["--devices=x"], ["--devices", "x"]),
+    ("processes without number", ["--coordinator=a:1"], ["--num_processes", "all three or none"]),
+    (
+        "process beyond the last",
+        ["--coordinator=a:1", "--num_processes=2", "--process_id=2"],
+        ["--process_id is 2", "0 to 1"],
+    ),
+    (
+        "coordinator without port",
+        ["--coordinator=a", "--num_processes=2", "--process_id=0"],
+        ["--coordinator", "HOST:PORT"],
+    ),
+    (
+        "processes found and named",
+        ["--distributed", "--coordinator=a:1", "--num_processes=2", "--process_id=0"],
+        ["without --distributed"],
+    ),
+    ("bucket", ["--workdir=gs://bucket/run"], ["gs://bucket/run", "mount"]),
     ("override without value", ["--config.train.steps"], ["train.steps"]),
     ("spaced override", ["--config.train.steps", "3x"], ["train.steps", "3x"]),
     ("no-flag of unknown key", ["--noconfig.model.rematt"], ["rematt"]),
@@ -443,7 +460,7 @@ def test_bad_config_is_refused_before_jax_is_set_up(cli, tmp_path, workdir, conf
 
 
 def test_diverged_run_ends_with_exit_code_1(cli, workdir, monkeypatch):
-    def train(config, model, mesh, workdir, preview):
+    def train(config, *_):
         raise DivergedError("the loss is not finite at step 7")
 
     monkeypatch.setattr(loop, "train", train)

@@ -82,3 +82,21 @@ def test_configure_sets_devices_and_cache_unless_the_cache_is_chosen(monkeypatch
     runtime.configure(3, tmp_path)
     assert updates["jax_num_cpu_devices"] == 3
     assert updates.get("jax_compilation_cache_dir") == (None if chosen else str(tmp_path))
+
+
+SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}
+
+
+@pytest.mark.parametrize(
+    "environment, found",
+    [
+        ({}, False),
+        (SLURM, True),
+        ({**SLURM, "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}, False),  # sbatch without srun
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ],
+)
+def test_cluster_is_found_where_several_processes_were_started(environment, found):
+    assert (runtime.cluster_around(environment) == runtime.Cluster()) is found

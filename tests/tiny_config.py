@@ -36,3 +36,8 @@ def tiny(**overrides: object) -> ConfigDict:
     )
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
     return config
+
+
+def get_config(_: str = "") -> ConfigDict:
+    """For the command line: --config tests/tiny_config.py."""
+    return tiny()

@@ -18,7 +18,13 @@ from iddpm_jax.diffusion import guidance, samplers
 from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
 from iddpm_jax.errors import DivergedError, InputError
 from iddpm_jax.images import area_average_uint8, grid, to_float, to_uint8, write_png
-from iddpm_jax.training.parallel import check_batch, map_batch, to_devices
+from iddpm_jax.training.parallel import (
+    check_batch,
+    is_main_process,
+    map_batch,
+    to_devices,
+    to_host,
+)
 from iddpm_jax.training.state import Params
 
 
@@ -199,6 +205,7 @@ def generate(
         DivergedError: a sample is not finite.
     """
     settings = config.sample
+    progress = progress and is_main_process()
     process = model.respaced(settings.steps, "sample.steps")
     count = settings.count if base is None else len(base.images)
     if base is None:
@@ -218,12 +225,18 @@ def generate(
     scalars = {k: np.float32(settings[k]) for k in ("eta", "guidance", "low_res_noise")}
     shared = (params, process, scalars, jax.random.key(settings.seed))
     images = []
-    with tqdm(total=count, desc="sampling", unit="image", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=count,
+        desc="sampling",
+        unit="image",
+        disable=not progress,
+        leave=False,
+    ) as bar:
         for index, real in data.padded_chunks(count, batch_size):
             y = classes[index] if model.class_conditional else None
             small = None if base is None else base.images[index]
             x = function(shared, to_devices(mesh, (index.astype(np.int32), y, small)))
-            x = jax.device_get(x)[:real]
+            x = to_host(x)[:real]
             if not np.isfinite(x).all():
                 raise DivergedError(
                     "the samples are not finite; the weights are damaged or hardly trained, or "
@@ -237,7 +250,7 @@ def generate(
 def _batch_size(batch_size: int, count: int, mesh: Mesh) -> int:
     """The batch size asked for, or less where fewer samples are wanted; devices must divide it."""
     check_batch(mesh, batch_size)
-    devices = mesh.shape["data"]
+    devices = mesh.size
     return min(batch_size, -(-count // devices) * devices)
 
 

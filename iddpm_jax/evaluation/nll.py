@@ -17,7 +17,13 @@ from iddpm_jax.diffusion.losses import bound_term, mean_flat, prior_term
 from iddpm_jax.diffusion.process import eps_from_x_0, q_sample
 from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
 from iddpm_jax.images import area_average, to_float
-from iddpm_jax.training.parallel import check_batch, map_batch, to_devices
+from iddpm_jax.training.parallel import (
+    check_batch,
+    is_main_process,
+    map_batch,
+    to_devices,
+    to_host,
+)
 from iddpm_jax.training.state import Params
 
 TABLES = ("l_t", "x_0_mse", "eps_mse")
@@ -160,6 +166,7 @@ def evaluate(
         InputError: impossible steps, or a batch the devices cannot share.
     """
     settings = config.nll
+    progress = progress and is_main_process()
     check_batch(mesh, settings.batch_size)
     process = model.respaced(settings.steps, "nll.steps")
     source = build.load_data(config, model, settings.split)
@@ -178,13 +185,17 @@ def evaluate(
     shared = (params, process, jax.random.key(settings.seed))
     tables = {name: np.full((len(images), process.T), np.nan, np.float32) for name in TABLES}
     with tqdm(
-        total=steps.size, desc="bits/dim", unit="term", disable=not progress, leave=False
+        total=steps.size,
+        desc="bits/dim",
+        unit="term",
+        disable=not progress,
+        leave=False,
     ) as bar:
         for pair, real in data.padded_chunks(steps.size, settings.batch_size):
             i, t = pair // steps.shape[1], steps.reshape(-1)[pair]
             y = None if labels is None else labels[i]
             batch = to_devices(mesh, (images[i], y, i.astype(np.int32), t.astype(np.int32)))
-            for name, values in zip(TABLES, jax.device_get(function(shared, batch)), strict=True):
+            for name, values in zip(TABLES, to_host(function(shared, batch)), strict=True):
                 tables[name][i[:real], t[:real]] = values[:real]
             bar.update(real)
     prior = [

@@ -17,11 +17,19 @@ from iddpm_jax.errors import DivergedError
 from iddpm_jax.models.layout import layout
 from iddpm_jax.training import loss_scale
 from iddpm_jax.training.checkpoint import Checkpoints
+from iddpm_jax.training.finetune import start_from
 from iddpm_jax.training.metrics import Reporter
-from iddpm_jax.training.parallel import batch_sharding, check_batch, to_devices
+from iddpm_jax.training.parallel import (
+    batch_sharding,
+    check_batch,
+    check_processes,
+    is_main_process,
+    share_to_devices,
+)
 from iddpm_jax.training.runs import new_state, restore, step_function
 from iddpm_jax.training.state import Params, TrainState
 from iddpm_jax.training.stopping import StopRequest
+from iddpm_jax.training.watchdog import Watchdog
 
 # Measured on two CPU cores with the models of configs/digits.py and configs/emoji.py.
 COMPILE_SECONDS_PER_LAYER = 0.9
@@ -31,7 +39,12 @@ Preview = Callable[[Params, int], np.ndarray]
 
 
 def train(
-    config: ConfigDict, model: build.Model, mesh: Mesh, workdir: Path, preview: Preview
+    config: ConfigDict,
+    model: build.Model,
+    mesh: Mesh,
+    workdir: Path,
+    preview: Preview,
+    initial: Params | None = None,
 ) -> TrainState | None:
     """Train to config.train.steps, from the newest checkpoint in workdir if there is one.
 
@@ -41,6 +54,7 @@ def train(
         mesh: devices that share each batch.
         workdir: checkpoints/, metrics.jsonl, progress.csv and tensorboard/ are written here.
         preview: makes a grid of samples every train.sample_every_steps.
+        initial: parameters that a new run starts from, of finetune.read; None for random ones.
 
     Returns:
         The final state, or None if the run was asked to stop early (it is saved).
@@ -51,13 +65,22 @@ def train(
     """
     settings = config.train
     check_batch(mesh, settings.batch_size, settings.microbatches)
+    check_processes(config.to_json())
     source = build.load_data(config, model, "train")
     batches = data.training_batches(
-        source, settings.batch_size, config.seed, config.data.random_flip
+        source,
+        settings.batch_size,
+        config.seed,
+        config.data.random_flip,
+        process=jax.process_index(),
+        processes=jax.process_count(),
     )
     with Checkpoints(workdir / "checkpoints", settings.keep_checkpoints) as checkpoints:
         if checkpoints.latest is None:
             state = new_state(config, model, mesh)()
+            if initial is not None:
+                state = start_from(state, initial)
+                print(f"starting from {config.init_from}")
         else:
             state, position = restore(config, model, mesh, checkpoints)
             if position is not None:  # converted weights have seen no data here
@@ -72,9 +95,13 @@ def train(
             step_function(config, model, mesh), state, settings.batch_size, model, mesh
         )
         report = (start, settings.steps, settings.batch_size, settings.log_every_steps)
-        with Reporter(workdir, *report) as reporter, StopRequest() as stop:
+        with (
+            Reporter(workdir if is_main_process() else None, *report) as reporter,
+            StopRequest() as stop,
+            Watchdog(settings.hang_seconds) as watchdog,
+        ):
             return run_steps(
-                config, mesh, step, state, batches, checkpoints, reporter, preview, stop
+                config, mesh, step, state, batches, checkpoints, reporter, preview, stop, watchdog
             )
 
 
@@ -88,6 +115,7 @@ def run_steps(
     reporter: Reporter,
     preview: Preview,
     stop: StopRequest,
+    watchdog: Watchdog,
 ) -> TrainState | None:
     """Take all steps that are left.
 
@@ -100,7 +128,8 @@ def run_steps(
         checkpoints: to save to.
         reporter: is told of every step.
         preview: see train.
-        stop: looked at after every step.
+        stop: asked after every step.
+        watchdog: is told of every step that has ended.
 
     Returns:
         The final state, or None if asked to stop early.
@@ -112,16 +141,26 @@ def run_steps(
         while len(in_flight) > left:
             now, metrics = in_flight.popleft()
             metrics = jax.device_get(metrics)
+            watchdog.beat()
             _check_finite(now, metrics, checkpoints)
             reporter.step(now, metrics)
 
+    def next_batch() -> dict[str, jax.Array]:
+        begin = time.monotonic()
+        share = next(batches)
+        if not in_flight or in_flight[-1][1]["loss"].is_ready():
+            reporter.waited(time.monotonic() - begin)  # with no step left to work on
+        return share_to_devices(mesh, share)
+
+    watchdog.beat()
     for now in range(int(state.step) + 1, settings.steps + 1):
-        state, metrics = step(state, to_devices(mesh, next(batches)))
+        # The devices are at work on a step while the host reads the one before and brings the
+        # batch of the next.
+        state, metrics = step(state, next_batch())
         in_flight.append((now, metrics))
-        # The device is at work on this step while the host reads the one before.
         report_down_to(1)
 
-        stopping = stop.signal  # looked at once: it may arrive at any time
+        stopping = stop.after(now)
         ends = now == settings.steps or stopping is not None
         save = ends or now % settings.checkpoint_every_steps == 0
         show = settings.sample_every_steps and now % settings.sample_every_steps == 0
@@ -129,12 +168,14 @@ def run_steps(
             continue
         report_down_to(0)
         reporter.pause()
+        watchdog.pause()
         if save:
             checkpoints.save(now, state, batches.get_state(), config.to_dict())
         if show and stopping is None:
             weights = state.weights(config.sample.ema_rate)
-            reporter.writer.image(now, "samples", preview(weights, now))
+            reporter.image(now, "samples", preview(weights, now))
         reporter.resume()
+        watchdog.beat()
         if stopping is not None and now < settings.steps:
             checkpoints.wait()
             tqdm.write(f"{stopping}: saved at step {now}; the same command continues from there")

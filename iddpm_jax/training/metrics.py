@@ -113,24 +113,26 @@ class Reporter:
     """Progress bar and rows of a run. Use as a context manager.
 
     Args:
-        workdir: folder of the run.
+        workdir: folder of the run; None in a process that shall be silent.
         start: the step that the run continues from.
         steps: the step at which it ends.
         batch_size: images per step.
         every: steps between two rows.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int, every: int):
-        self.writer = Writer(workdir, start)
+    def __init__(self, workdir: Path | None, start: int, steps: int, batch_size: int, every: int):
+        self._writer = Writer(workdir, start) if workdir else None
         self._steps, self._batch_size, self._every = steps, batch_size, every
         self._means = Means()
         self._counted, self._seconds, self._clock = 0, 0.0, time.monotonic()
+        self._waited = 0.0
         self._bar = tqdm(
             total=steps,
             initial=start,
             desc="training",
             unit="step",
             dynamic_ncols=True,
+            disable=workdir is None,
             # A file wants few lines, a terminal a live one.
             mininterval=0.2 if sys.stderr.isatty() else 15.0,
         )
@@ -140,7 +142,8 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self.writer.__exit__()
+        if self._writer:
+            self._writer.__exit__()
 
     def step(self, now: int, metrics: dict[str, np.ndarray]) -> None:
         """Count one finished step; write a row when it is time.
@@ -156,18 +159,32 @@ class Reporter:
             return
         self._seconds += time.monotonic() - self._clock
         rate = self._counted * self._batch_size / self._seconds
+        waited = self._waited / self._seconds
         self._counted, self._seconds, self._clock = 0, 0.0, time.monotonic()
+        self._waited = 0.0
         row = {
             "step": now,
             "images": now * self._batch_size,
             "images_per_second": round(rate, 1),
+            "data_wait": round(waited, 4),
             **self._means.take(),
         }
-        self.writer.write(row)
+        if self._writer:
+            self._writer.write(row)
+        slow = f", {waited:.0%} waiting for data" if waited >= 0.02 else ""
         self._bar.set_postfix_str(
             f"{rate:,.0f} images/s, L_simple {row['l_simple']:.4f}, "
-            f"L_vlb {row['l_vlb']:.3f} bits/dim"
+            f"L_vlb {row['l_vlb']:.3f} bits/dim{slow}"
         )
+
+    def waited(self, seconds: float) -> None:
+        """Take in time in which the devices had nothing to do because there was no batch yet."""
+        self._waited += seconds
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Show a picture, uint8 [H, W, 1 or 3], in TensorBoard."""
+        if self._writer:
+            self._writer.image(step, name, pixels)
 
     def pause(self) -> None:
         """Stop the clock of images per second, for saving or sampling."""
