@@ -36,7 +36,7 @@ def checksums(tree: Any) -> dict[str, int]:
 
 
 def _shard_sums(leaf: jax.Array) -> list[jax.Array]:
-    """Sums of the parts of a leaf that are here, each counted on one of the devices that hold it."""
+    """Sums of the parts of a leaf that are here; of devices that hold the same, one counts."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     strides = tuple(math.prod(leaf.shape[axis + 1 :]) for axis in range(leaf.ndim))
