@@ -55,7 +55,7 @@ def main() -> None:
             workdir, start, config.train.steps, config.train.batch_size, report_every
         ) as r:
             state = loop.run_steps(
-                config, mesh, step, state, batches, NoCheckpoints(), r, None, stop
+                config, mesh, step, state, batches, NoCheckpoints(), r, None, None, stop
             )
         return state.step
 
@@ -79,7 +79,7 @@ class NoCheckpoints(Checkpoints):
     def __init__(self):
         pass
 
-    def save(self, *_: object) -> None:
+    def save(self, *_: object, metric: float | None = None) -> None:
         """Do nothing."""
 
 

@@ -60,6 +60,8 @@ Flags
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
   --target     convert: a folder to write weights to
   --format     convert: pt (default) or safetensors
+  --checkpoint sample, nll, convert --target: best (lowest bits/dim of those measured in training)
+               or the step of a checkpoint; the newest by default
   --base       sample: .npz of small images for a super-resolution model (config.sample.base)
   --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)
   --help       this text
@@ -79,6 +81,7 @@ class Arguments(NamedTuple):
         source: file or folder of weights to convert, or None.
         target: folder to write weights to, or None.
         form: format of the files written there, "pt" or "safetensors"; None for the usual one.
+        checkpoint: "best", a step as digits, or None for the newest.
     """
 
     mode: str
@@ -88,6 +91,7 @@ class Arguments(NamedTuple):
     source: Path | None = None
     target: Path | None = None
     form: str | None = None
+    checkpoint: str | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,6 +120,7 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--target")
     parser.add_argument("--format", choices=("pt", "safetensors"))
     parser.add_argument("--base")
+    parser.add_argument("--checkpoint")
     given, overrides = parser.parse_known_args(argv)
     if not given.workdir:
         raise InputError("--workdir is missing; name a folder for the run, such as runs/digits")
@@ -124,6 +129,7 @@ def parse(argv: list[str]) -> Arguments:
         raise InputError(f"--workdir {workdir} is a file; name a folder")
 
     _check_conversion(given)
+    _check_checkpoint(given)
     stored = workdir / "config.json"
     if given.config:
         config = _from_file(given.config)
@@ -143,7 +149,14 @@ def parse(argv: list[str]) -> Arguments:
         _check_same_run(configs.load(stored), config, stored, given.mode)
     source, target = (Path(p) if p else None for p in (given.source, given.target))
     return Arguments(
-        given.mode, workdir, config, _devices(given.devices), source, target, given.format
+        given.mode,
+        workdir,
+        config,
+        _devices(given.devices),
+        source,
+        target,
+        given.format,
+        given.checkpoint,
     )
 
 
@@ -162,6 +175,18 @@ def _check_conversion(given: argparse.Namespace) -> None:
         raise InputError("--format is for --target; add it, or leave --format out")
     if given.mode != "sample" and given.base:
         raise InputError("--base is for --mode sample; add it, or leave it out")
+
+
+def _check_checkpoint(given: argparse.Namespace) -> None:
+    if given.checkpoint is None:
+        return
+    if given.mode == "train" or given.source:
+        raise InputError(
+            "--checkpoint is for what reads a trained workdir: --mode sample, nll, and convert "
+            "with --target; leave it out"
+        )
+    if given.checkpoint != "best" and not given.checkpoint.isdecimal():
+        raise InputError(f"--checkpoint is {given.checkpoint!r}; it must be best, or a step")
 
 
 def _from_source(source: Path) -> ConfigDict:

@@ -352,7 +352,8 @@ FREE = [
     or key
     in (
         "train.steps train.keep_checkpoints train.log_every_steps train.sample_every_steps "
-        "train.checkpoint_every_steps"
+        "train.checkpoint_every_steps train.keep_best train.keep_every_steps "
+        "train.evaluate_every_steps train.evaluate_images"
     ).split()
 ]
 

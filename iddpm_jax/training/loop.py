@@ -29,9 +29,17 @@ COMPILE_SECONDS_PER_LAYER = 0.9
 Preview = Callable[[Params, int], np.ndarray]
 """(parameters, step) -> grid of samples, uint8 [H, W, C], written to disk as well."""
 
+Evaluate = Callable[[TrainState], float]
+"""State -> bits/dim on a few images of a split."""
+
 
 def train(
-    config: ConfigDict, model: build.Model, mesh: Mesh, workdir: Path, preview: Preview
+    config: ConfigDict,
+    model: build.Model,
+    mesh: Mesh,
+    workdir: Path,
+    preview: Preview,
+    evaluate: Evaluate,
 ) -> TrainState | None:
     """Train to config.train.steps, from the newest checkpoint in workdir if there is one.
 
@@ -41,12 +49,14 @@ def train(
         mesh: devices that share each batch.
         workdir: checkpoints/, metrics.jsonl, progress.csv and tensorboard/ are written here.
         preview: makes a grid of samples every train.sample_every_steps.
+        evaluate: measures bits/dim every train.evaluate_every_steps.
 
     Returns:
         The final state, or None if the run was asked to stop early (it is saved).
 
     Raises:
-        InputError: a damaged checkpoint, or a batch that the devices cannot share.
+        InputError: no checkpoint of several that is whole, one that cannot be written, or a batch
+            that the devices cannot share.
         DivergedError: the loss is not finite.
     """
     settings = config.train
@@ -55,7 +65,8 @@ def train(
     batches = data.training_batches(
         source, settings.batch_size, config.seed, config.data.random_flip
     )
-    with Checkpoints(workdir / "checkpoints", settings.keep_checkpoints) as checkpoints:
+    kept = (settings.keep_checkpoints, settings.keep_best, settings.keep_every_steps)
+    with Checkpoints(workdir / "checkpoints", *kept) as checkpoints:
         if checkpoints.latest is None:
             state = new_state(config, model, mesh)()
         else:
@@ -74,7 +85,7 @@ def train(
         report = (start, settings.steps, settings.batch_size, settings.log_every_steps)
         with Reporter(workdir, *report) as reporter, StopRequest() as stop:
             return run_steps(
-                config, mesh, step, state, batches, checkpoints, reporter, preview, stop
+                config, mesh, step, state, batches, checkpoints, reporter, preview, evaluate, stop
             )
 
 
@@ -87,6 +98,7 @@ def run_steps(
     checkpoints: Checkpoints,
     reporter: Reporter,
     preview: Preview,
+    evaluate: Evaluate,
     stop: StopRequest,
 ) -> TrainState | None:
     """Take all steps that are left.
@@ -99,7 +111,7 @@ def run_steps(
         batches: data iterator, at the position of the state.
         checkpoints: to save to.
         reporter: is told of every step.
-        preview: see train.
+        preview, evaluate: see train.
         stop: looked at after every step.
 
     Returns:
@@ -123,14 +135,22 @@ def run_steps(
 
         stopping = stop.signal  # looked at once: it may arrive at any time
         ends = now == settings.steps or stopping is not None
-        save = ends or now % settings.checkpoint_every_steps == 0
-        show = settings.sample_every_steps and now % settings.sample_every_steps == 0
+        bits_per_dim = None
+        if stopping is None and _due(now, settings.evaluate_every_steps):
+            jax.block_until_ready(metrics)
+            reporter.pause()
+            bits_per_dim = evaluate(state)
+            reporter.evaluated(f"{config.nll.split}_bits_per_dim", bits_per_dim)
+            reporter.resume()
+        save = ends or bits_per_dim is not None or _due(now, settings.checkpoint_every_steps)
+        show = _due(now, settings.sample_every_steps)
         if not (save or show):
             continue
         report_down_to(0)
         reporter.pause()
         if save:
-            checkpoints.save(now, state, batches.get_state(), config.to_dict())
+            position = batches.get_state()
+            checkpoints.save(now, state, position, config.to_dict(), metric=bits_per_dim)
         if show and stopping is None:
             weights = state.weights(config.sample.ema_rate)
             reporter.writer.image(now, "samples", preview(weights, now))
@@ -140,6 +160,11 @@ def run_steps(
             tqdm.write(f"{stopping}: saved at step {now}; the same command continues from there")
             return None
     return state
+
+
+def _due(now: int, every: int) -> bool:
+    """Whether something done every so many steps, or never for 0, is to be done now."""
+    return every > 0 and now % every == 0
 
 
 def _check_finite(now: int, metrics: dict[str, np.ndarray], checkpoints: Checkpoints) -> None:
