@@ -1,6 +1,7 @@
 """Checkpoints: the train state with the position in the data and the config, by orbax."""
 
 import errno
+import functools
 import itertools
 import json
 import logging
@@ -8,9 +9,11 @@ import math
 import os
 import re
 import sys
+import traceback
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +44,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None, keep_best: int = 0, keep_every: int = 0):
         self._folder = folder
         self._reads_only = keep is None
-        # Orbax logs a failure from each of its threads; here it is raised, and told in one line.
-        logging.getLogger("absl").addFilter(_not_from_orbax)
+        _quieten_orbax()
         for file in folder.glob("*/metrics/metrics"):
             _check_metric(file)
         self._checkpointer = ocp.training.Checkpointer(
@@ -289,8 +291,23 @@ def _crc(meta: dict) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in Path(record.pathname).parts
+@functools.cache
+def _quieten_orbax() -> None:
+    """Let a failure be told once, in one line, by who catches it here.
+
+    Orbax also logs it from each of its threads, and reads in flight when another fails end, now or
+    later, in exceptions that nobody waits for.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    others = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        frames = traceback.extract_tb(unraisable.exc_traceback)
+        late = any("/orbax/" in frame.filename for frame in frames)
+        if not (late or "Event loop is closed" in str(unraisable.exc_value)):
+            others(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _reason(error: BaseException) -> str:

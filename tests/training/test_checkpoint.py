@@ -187,22 +187,24 @@ def test_nothing_is_best_without_metrics(two):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 300 kB."""
+    """A file system of 1 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root can mount a small file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_costs_one_line_and_no_checkpoint(small_disk, capfd):
+@pytest.mark.parametrize("left", [0, 12_000])
+def test_full_disk_costs_one_line_and_no_checkpoint(small_disk, capfd, left):
     folder = small_disk / "checkpoints"
     with Checkpoints(folder, 1) as checkpoints:
         save(checkpoints, 1)
         checkpoints.wait()
-        (small_disk / "filler").write_bytes(bytes(150_000))
+        free = shutil.disk_usage(small_disk).free
+        (small_disk / "filler").write_bytes(bytes(free - left))
         save(checkpoints, 2)
         words = r"step 2 could not be written \(No space left on device\); that of step 1 is whole"
         with pytest.raises(InputError, match=words):
