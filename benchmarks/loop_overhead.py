@@ -16,6 +16,7 @@ from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.metrics import Reporter
 from iddpm_jax.training.parallel import make_mesh, to_devices
 from iddpm_jax.training.stopping import StopRequest
+from iddpm_jax.training.watchdog import Watchdog
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
             workdir, start, config.train.steps, config.train.batch_size, report_every
         ) as r:
             state = loop.run_steps(
-                config, mesh, step, state, batches, NoCheckpoints(), r, None, stop
+                config, mesh, step, state, batches, NoCheckpoints(), r, None, stop, Watchdog(0)
             )
         return state.step
 
@@ -79,7 +80,7 @@ class NoCheckpoints(Checkpoints):
     def __init__(self):
         pass
 
-    def save(self, *_: object) -> None:
+    def save(self, *_: object, metric: float | None = None) -> None:
         """Do nothing."""
 
 

@@ -62,6 +62,8 @@ Flags
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
   --target     convert: a folder to write weights to
   --format     convert: pt (default) or safetensors
+  --checkpoint sample, nll, convert --target: best (lowest bits/dim of those measured in training)
+               or the step of a checkpoint; the newest by default
   --base       sample: .npz of small images for a super-resolution model (config.sample.base)
   --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)
   --coordinator HOST:PORT --num_processes N --process_id I
@@ -87,6 +89,7 @@ class Arguments(NamedTuple):
         source: file or folder of weights to convert, or None.
         target: folder to write weights to, or None.
         form: format of the files written there, "pt" or "safetensors"; None for the usual one.
+        checkpoint: "best", a step as digits, or None for the newest.
         cluster: the processes that share the work, or None for one alone.
     """
 
@@ -97,6 +100,7 @@ class Arguments(NamedTuple):
     source: Path | None = None
     target: Path | None = None
     form: str | None = None
+    checkpoint: str | None = None
     cluster: runtime.Cluster | None = None
 
 
@@ -130,6 +134,7 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--num_processes")
     parser.add_argument("--process_id")
     parser.add_argument("--distributed", action="store_true")
+    parser.add_argument("--checkpoint")
     given, overrides = parser.parse_known_args(argv)
     if not given.workdir:
         raise InputError("--workdir is missing; name a folder for the run, such as runs/digits")
@@ -143,6 +148,7 @@ def parse(argv: list[str]) -> Arguments:
         raise InputError(f"--workdir {workdir} is a file; name a folder")
 
     _check_conversion(given)
+    _check_checkpoint(given)
     stored = workdir / "config.json"
     if given.config:
         config = _from_file(given.config)
@@ -169,6 +175,7 @@ def parse(argv: list[str]) -> Arguments:
         source,
         target,
         given.format,
+        given.checkpoint,
         _cluster(given),
     )
 
@@ -213,6 +220,18 @@ def _check_conversion(given: argparse.Namespace) -> None:
         raise InputError("--format is for --target; add it, or leave --format out")
     if given.mode != "sample" and given.base:
         raise InputError("--base is for --mode sample; add it, or leave it out")
+
+
+def _check_checkpoint(given: argparse.Namespace) -> None:
+    if given.checkpoint is None:
+        return
+    if given.mode == "train" or given.source:
+        raise InputError(
+            "--checkpoint is for what reads a trained workdir: --mode sample, nll, and convert "
+            "with --target; leave it out"
+        )
+    if given.checkpoint != "best" and not given.checkpoint.isdecimal():
+        raise InputError(f"--checkpoint is {given.checkpoint!r}; it must be best, or a step")
 
 
 def _from_source(source: Path) -> ConfigDict:

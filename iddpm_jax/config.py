@@ -102,6 +102,12 @@ def base() -> ConfigDict:
     # A run in which no step has ended for so long has hung, and ends with exit code 1; 0: never
     c.train.hang_seconds = 600
     c.train.keep_checkpoints = 2  # newest checkpoints kept
+    c.train.keep_best = 1  # and so many of the lowest bits/dim, where they are measured on the way
+    c.train.keep_every_steps = 0  # and those at multiples of this step, for good; 0: none
+    # Measure bits/dim and save; 0: never. The average and the number of terms per image are those
+    # of nll below
+    c.train.evaluate_every_steps = 0
+    c.train.evaluate_images = 256  # images of nll.split that this looks at, spread evenly
 
     c.sample = ConfigDict()
     c.sample.count = 64  # images; under super-resolution every image of sample.base counts
@@ -156,6 +162,7 @@ _AT_LEAST = {
         (
             "diffusion.T loss.history_size model.width model.num_res_blocks model.num_heads "
             "train.batch_size train.microbatches train.fsdp train.log_every_steps "
+            "train.evaluate_images "
             "train.keep_checkpoints train.checkpoint_every_steps sample.count "
             "sample.batch_size nll.batch_size"
         ).split(),
@@ -166,6 +173,7 @@ _AT_LEAST = {
             "nll.terms model.num_heads_upsample model.num_head_channels model.low_res_size "
             "data.num_classes train.low_res_noise sample.low_res_noise sample.guidance "
             "train.warmup_steps train.hang_seconds "
+            "train.keep_best train.keep_every_steps train.evaluate_every_steps "
             "train.weight_decay train.gradient_clip train.sample_every_steps loss.vlb_weight"
         ).split(),
         0,
@@ -275,7 +283,7 @@ FROM_DATA = ("data.image_shape", "data.num_classes")
 
 # A run may go on with other values of these; any other change makes it another run.
 FREE_ON_RESUME = (
-    *"sample. nll. train.steps train.keep_checkpoints train.fsdp train.hang_seconds".split(),
+    *"sample. nll. train.steps train.keep_ train.evaluate_ train.fsdp train.hang_seconds".split(),
 )
 
 # Samples and likelihoods do not ask which data the run was trained on, nor in which precision.
@@ -310,8 +318,10 @@ def differences(
 
 
 def save(config: ConfigDict, path: Path) -> None:
-    """Write a config as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    """Write a config as JSON: all of it or, if killed on the way, nothing."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    unfinished.replace(path)
 
 
 def load(path: Path) -> ConfigDict:

@@ -1,6 +1,7 @@
 """Command line: python -m iddpm_jax.main --config configs/digits.py --workdir runs/digits."""
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -40,13 +41,9 @@ def main(argv: list[str] | None = None) -> int:
             arguments.devices or runtime.cpu_devices(runtime.cpu_cores(), batches),
             runtime.cache_folder(),
         )
+        modes = {"train": _train, "sample": _sample, "nll": _nll, "convert": _convert}
         with runtime.join(arguments.cluster) if arguments.cluster else contextlib.nullcontext():
-            if arguments.mode == "convert":
-                _convert(arguments)
-            else:
-                {"train": _train, "sample": _sample, "nll": _nll}[arguments.mode](
-                    config, arguments.workdir
-                )
+            modes[arguments.mode](arguments)
         return 0
     except (InputError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,19 +53,26 @@ def main(argv: list[str] | None = None) -> int:
             # JAX's error when another process is gone; the closed connection says so in a line.
             time.sleep(2)
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or arguments.workdir
+        print(f"error: {error.strerror}: {where}; free some and try again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _train(config: ConfigDict, workdir: Path) -> None:
+def _train(arguments: Arguments) -> None:
     import jax
 
     from iddpm_jax import build, data
-    from iddpm_jax.evaluation import generate
+    from iddpm_jax.evaluation import generate, nll
     from iddpm_jax.images import write_png
     from iddpm_jax.training import finetune, loop, parallel, runs
 
+    config, workdir = arguments.config, arguments.workdir
     # Everything that can be refused is refused before the workdir becomes this run's.
     model = build.model(config)
     mesh = parallel.make_mesh(fsdp=config.train.fsdp)
@@ -102,7 +106,12 @@ def _train(config: ConfigDict, workdir: Path) -> None:
             write_png(workdir / "samples" / f"training_{step:08d}.png", pixels)
         return pixels
 
-    state = loop.train(config, model, mesh, workdir, preview, initial)
+    def evaluate(state):
+        weights, count = state.weights(config.nll.ema_rate), config.train.evaluate_images
+        bar = sys.stderr.isatty()
+        return nll.evaluate(config, model, weights, mesh, bar, count).bits_per_dim
+
+    state = loop.train(config, model, mesh, workdir, loop.Hooks(preview, evaluate), initial)
     if state is None:
         return
     print(f"samples and bits/dim on the {config.nll.split} split:")
@@ -124,10 +133,11 @@ def _train(config: ConfigDict, workdir: Path) -> None:
     )
 
 
-def _sample(config: ConfigDict, workdir: Path) -> None:
+def _sample(arguments: Arguments) -> None:
     from iddpm_jax.training import runs
 
-    for what, path in _draw(workdir, runs.open_run(workdir, config)).items():
+    run = runs.open_run(arguments.workdir, arguments.config, arguments.checkpoint)
+    for what, path in _draw(arguments.workdir, run).items():
         print(f"{what:5} {path}")
 
 
@@ -148,10 +158,11 @@ def _draw(workdir: Path, run) -> dict[str, Path]:
     return generate.write(folder, images, classes, base, sample.png) if is_main_process() else {}
 
 
-def _nll(config: ConfigDict, workdir: Path) -> None:
+def _nll(arguments: Arguments) -> None:
     from iddpm_jax.training import runs
 
-    summary, path = _measure(workdir, runs.open_run(workdir, config))
+    run = runs.open_run(arguments.workdir, arguments.config, arguments.checkpoint)
+    summary, path = _measure(arguments.workdir, run)
     print(summary)
     print(f"terms {path}")
 
@@ -179,7 +190,7 @@ def _convert(arguments: Arguments) -> None:
         model, mesh = build.model(config), parallel.make_mesh()
         lines = convert.from_files(config, model, mesh, arguments.source, workdir)
     else:
-        _, model, _, state = runs.open_run(workdir, config)
+        _, model, _, state = runs.open_run(workdir, config, arguments.checkpoint)
         lines = convert.to_files(config, model, state, arguments.target, arguments.form or "pt")
     for line in lines:
         print(line)

@@ -352,8 +352,9 @@ FREE = [
     if key.startswith(("sample.", "nll."))
     or key
     in (
-        "train.steps train.fsdp train.hang_seconds train.keep_checkpoints "
-        "train.log_every_steps train.sample_every_steps train.checkpoint_every_steps"
+        "train.steps train.fsdp train.hang_seconds train.keep_checkpoints train.log_every_steps "
+        "train.sample_every_steps train.checkpoint_every_steps train.keep_best "
+        "train.keep_every_steps train.evaluate_every_steps train.evaluate_images"
     ).split()
 ]
 

@@ -107,16 +107,23 @@ def test_second_process_finds_compiled_programs(trained):
     assert not [name for name in new if "train_step" in name]
 
 
-def test_truncated_checkpoint_ends_with_one_line(trained, tmp_path):
+def test_truncated_checkpoints_cost_a_line_each(trained, tmp_path):
     workdir, _, _ = trained
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(workdir), str(copy)], check=True)
-    newest = max((copy / "checkpoints").glob("*[0-9]"), key=lambda path: int(path.name))
-    largest = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:100])
-    result = use((copy, *trained[1:]), "--mode", "sample")
+
+    def truncate(step: str) -> subprocess.CompletedProcess:
+        files = (f for f in (copy / "checkpoints" / step).rglob("*") if f.is_file())
+        largest = max(files, key=lambda f: f.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:100])
+        return use((copy, *trained[1:]), "--mode", "sample")
+
+    result = truncate("6")
+    assert result.returncode == 0 and "step00000003" in result.stdout
+    assert result.stderr.startswith("warning: checkpoint") and result.stderr.count("\n") == 1
+    result = truncate("3")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: checkpoint") and result.stderr.count("\n") == 1
+    assert "\nerror: checkpoint" in result.stderr and result.stderr.count("\n") == 2
 
 
 def test_killed_run_goes_on_from_its_last_checkpoint(trained, tmp_path):

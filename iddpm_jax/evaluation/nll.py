@@ -144,9 +144,14 @@ _prior_function = jax.jit(lambda process, images: prior_term(process, to_float(i
 
 
 def evaluate(
-    config: ConfigDict, model: build.Model, params: Params, mesh: Mesh, progress: bool = True
+    config: ConfigDict,
+    model: build.Model,
+    params: Params,
+    mesh: Mesh,
+    progress: bool = True,
+    count: int | None = None,
 ) -> Likelihood:
-    """The variational bound of a whole split, each image once.
+    """The variational bound of a whole split or a part of it, each image once.
 
     Nichol & Dhariwal 2021, equations 4 to 7. A super-resolution model is given each image's own
     small version.
@@ -157,10 +162,11 @@ def evaluate(
         params: its parameters, or an average of them.
         mesh: devices that share each batch.
         progress: show a bar.
+        count: images, spread evenly over the split; None for all, as for more than there are.
 
     Returns:
-        Likelihood of every image. Noise depends on the seed, the image and the index of the step in
-        the process in use.
+        Likelihood of every image, whichever others are measured. Noise depends on the seed, the
+        image and the index of the step in the process in use.
 
     Raises:
         InputError: impossible steps, or a batch the devices cannot share.
@@ -170,10 +176,13 @@ def evaluate(
     check_batch(mesh, settings.batch_size)
     process = model.respaced(settings.steps, "nll.steps")
     source = build.load_data(config, model, settings.split)
-    examples = [source[i] for i in range(len(source))]
+    chosen = min(count or len(source), len(source))
+    chosen = np.arange(chosen) * len(source) // chosen
+    examples = [source[i] for i in chosen]
     images = np.stack([e["image"] for e in examples])
     labels = np.stack([e["label"] for e in examples]) if model.class_conditional else None
-    steps, weight = steps_of_images(len(images), process.T, settings.terms, settings.seed)
+    steps, weight = steps_of_images(len(source), process.T, settings.terms, settings.seed)
+    steps, index = steps[chosen], chosen.astype(np.int32)
 
     function = _terms_function(
         model.network.apply,
@@ -194,7 +203,7 @@ def evaluate(
         for pair, real in data.padded_chunks(steps.size, settings.batch_size):
             i, t = pair // steps.shape[1], steps.reshape(-1)[pair]
             y = None if labels is None else labels[i]
-            batch = to_devices(mesh, (images[i], y, i.astype(np.int32), t.astype(np.int32)))
+            batch = to_devices(mesh, (images[i], y, index[i], t.astype(np.int32)))
             for name, values in zip(TABLES, to_host(function(shared, batch)), strict=True):
                 tables[name][i[:real], t[:real]] = values[:real]
             bar.update(real)

@@ -1,9 +1,11 @@
 """The run: next batch, step, log the step before, save, sample, stop. Nothing numerical."""
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import jax
@@ -34,8 +36,18 @@ from iddpm_jax.training.watchdog import Watchdog
 # Measured on two CPU cores with the models of configs/digits.py and configs/emoji.py.
 COMPILE_SECONDS_PER_LAYER = 0.9
 
-Preview = Callable[[Params, int], np.ndarray]
-"""(parameters, step) -> grid of samples, uint8 [H, W, C], written to disk as well."""
+
+class Hooks(NamedTuple):
+    """What a run asks of the rooms above it, in all processes at once.
+
+    Attributes:
+        preview: (parameters, step) -> grid of samples, uint8 [H, W, C], written to disk as well;
+            every train.sample_every_steps.
+        evaluate: state -> bits/dim on a few images of a split; every train.evaluate_every_steps.
+    """
+
+    preview: Callable[[Params, int], np.ndarray]
+    evaluate: Callable[[TrainState], float]
 
 
 def train(
@@ -43,7 +55,7 @@ def train(
     model: build.Model,
     mesh: Mesh,
     workdir: Path,
-    preview: Preview,
+    hooks: Hooks,
     initial: Params | None = None,
 ) -> TrainState | None:
     """Train to config.train.steps, from the newest checkpoint in workdir if there is one.
@@ -53,14 +65,15 @@ def train(
         model: built from it.
         mesh: devices that share each batch.
         workdir: checkpoints/, metrics.jsonl, progress.csv and tensorboard/ are written here.
-        preview: makes a grid of samples every train.sample_every_steps.
+        hooks: samples and bits/dim on the way.
         initial: parameters that a new run starts from, of finetune.read; None for random ones.
 
     Returns:
         The final state, or None if the run was asked to stop early (it is saved).
 
     Raises:
-        InputError: a damaged checkpoint, or a batch that the devices cannot share.
+        InputError: no checkpoint of several that is whole, one that cannot be written, or a batch
+            that the devices cannot share.
         DivergedError: the loss is not finite.
     """
     settings = config.train
@@ -75,7 +88,8 @@ def train(
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    with Checkpoints(workdir / "checkpoints", settings.keep_checkpoints) as checkpoints:
+    kept = (settings.keep_checkpoints, settings.keep_best, settings.keep_every_steps)
+    with Checkpoints(workdir / "checkpoints", *kept) as checkpoints:
         if checkpoints.latest is None:
             state = new_state(config, model, mesh)()
             if initial is not None:
@@ -101,7 +115,7 @@ def train(
             Watchdog(settings.hang_seconds) as watchdog,
         ):
             return run_steps(
-                config, mesh, step, state, batches, checkpoints, reporter, preview, stop, watchdog
+                config, mesh, step, state, batches, checkpoints, reporter, hooks, stop, watchdog
             )
 
 
@@ -113,7 +127,7 @@ def run_steps(
     batches: grain.DatasetIterator,
     checkpoints: Checkpoints,
     reporter: Reporter,
-    preview: Preview,
+    hooks: Hooks,
     stop: StopRequest,
     watchdog: Watchdog,
 ) -> TrainState | None:
@@ -127,7 +141,7 @@ def run_steps(
         batches: data iterator, at the position of the state.
         checkpoints: to save to.
         reporter: is told of every step.
-        preview: see train.
+        hooks: samples and bits/dim on the way.
         stop: asked after every step.
         watchdog: is told of every step that has ended.
 
@@ -152,6 +166,15 @@ def run_steps(
             reporter.waited(time.monotonic() - begin)  # with no step left to work on
         return share_to_devices(mesh, share)
 
+    @contextlib.contextmanager
+    def aside() -> Iterator[None]:
+        """Around what is not a step: it may take its time, and is not counted as training."""
+        reporter.pause()
+        watchdog.pause()
+        yield
+        reporter.resume()
+        watchdog.beat()
+
     watchdog.beat()
     for now in range(int(state.step) + 1, settings.steps + 1):
         # The devices are at work on a step while the host reads the one before and brings the
@@ -162,25 +185,34 @@ def run_steps(
 
         stopping = stop.after(now)
         ends = now == settings.steps or stopping is not None
-        save = ends or now % settings.checkpoint_every_steps == 0
-        show = settings.sample_every_steps and now % settings.sample_every_steps == 0
+        bits_per_dim = None
+        if stopping is None and _due(now, settings.evaluate_every_steps):
+            jax.block_until_ready(metrics)
+            with aside():
+                bits_per_dim = hooks.evaluate(state)
+            reporter.evaluated(f"{config.nll.split}_bits_per_dim", bits_per_dim)
+        save = ends or bits_per_dim is not None or _due(now, settings.checkpoint_every_steps)
+        show = _due(now, settings.sample_every_steps)
         if not (save or show):
             continue
         report_down_to(0)
-        reporter.pause()
-        watchdog.pause()
-        if save:
-            checkpoints.save(now, state, batches.get_state(), config.to_dict())
-        if show and stopping is None:
-            weights = state.weights(config.sample.ema_rate)
-            reporter.image(now, "samples", preview(weights, now))
-        reporter.resume()
-        watchdog.beat()
+        with aside():
+            if save:
+                position = batches.get_state()
+                checkpoints.save(now, state, position, config.to_dict(), metric=bits_per_dim)
+            if show and stopping is None:
+                weights = state.weights(config.sample.ema_rate)
+                reporter.image(now, "samples", hooks.preview(weights, now))
         if stopping is not None and now < settings.steps:
             checkpoints.wait()
             tqdm.write(f"{stopping}: saved at step {now}; the same command continues from there")
             return None
     return state
+
+
+def _due(now: int, every: int) -> bool:
+    """Whether something done every so many steps, or never for 0, is to be done now."""
+    return every > 0 and now % every == 0
 
 
 def _check_finite(now: int, metrics: dict[str, np.ndarray], checkpoints: Checkpoints) -> None:

@@ -60,11 +60,15 @@ class Writer:
     def __init__(self, workdir: Path, step: int):
         self._jsonl = workdir / "metrics.jsonl"
         self._csv = workdir / "progress.csv"
+        self._columns: list[str] = []
         rows = []
         if self._jsonl.exists():
             lines = self._jsonl.read_text().splitlines()
             rows = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
-        self._jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        # At no time is there less on disk than what is kept.
+        unfinished = self._jsonl.with_suffix(".tmp")
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        unfinished.replace(self._jsonl)
         self._csv.unlink(missing_ok=True)
         for row in rows:
             self._append_csv(row)
@@ -93,12 +97,18 @@ class Writer:
         self._events.add_image(name, pixels, step, dataformats="HWC")
 
     def _append_csv(self, row: dict) -> None:
-        new = not self._csv.exists()
-        with self._csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row.keys())
+        new = [name for name in row if name not in self._columns]
+        rows = [row]
+        if new:  # the file starts again, with more columns
+            if self._columns:
+                with self._csv.open(newline="") as file:
+                    rows = [*csv.DictReader(file), row]
+            self._columns += new
+        with self._csv.open("w" if new else "a", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
             if new:
                 writer.writeheader()
-            writer.writerow(row)
+            writer.writerows(rows)
 
 
 def _parsed(line: str) -> dict | None:
@@ -124,6 +134,7 @@ class Reporter:
         self._writer = Writer(workdir, start) if workdir else None
         self._steps, self._batch_size, self._every = steps, batch_size, every
         self._means = Means()
+        self._evaluation: dict[str, float] = {}
         self._counted, self._seconds, self._clock = 0, 0.0, time.monotonic()
         self._waited = 0.0
         self._bar = tqdm(
@@ -155,7 +166,7 @@ class Reporter:
         self._means.add(metrics)
         self._counted += 1
         self._bar.update()
-        if now % self._every and now != self._steps:
+        if now % self._every and now != self._steps and not self._evaluation:
             return
         self._seconds += time.monotonic() - self._clock
         rate = self._counted * self._batch_size / self._seconds
@@ -168,7 +179,9 @@ class Reporter:
             "images_per_second": round(rate, 1),
             "data_wait": round(waited, 4),
             **self._means.take(),
+            **self._evaluation,
         }
+        self._evaluation = {}
         if self._writer:
             self._writer.write(row)
         slow = f", {waited:.0%} waiting for data" if waited >= 0.02 else ""
@@ -185,6 +198,10 @@ class Reporter:
         """Show a picture, uint8 [H, W, 1 or 3], in TensorBoard."""
         if self._writer:
             self._writer.image(step, name, pixels)
+
+    def evaluated(self, name: str, value: float) -> None:
+        """Take in a measurement of the step in flight; its row is then written at once."""
+        self._evaluation = {name: value}
 
     def pause(self) -> None:
         """Stop the clock of images per second, for saving or sampling."""

@@ -81,12 +81,13 @@ class Run(NamedTuple):
     state: TrainState
 
 
-def open_run(workdir: Path, config: ConfigDict | None = None) -> Run:
-    """Read a workdir's newest checkpoint, on all devices.
+def open_run(workdir: Path, config: ConfigDict | None = None, checkpoint: str | None = None) -> Run:
+    """Read a checkpoint of a workdir, on all devices.
 
     Args:
         workdir: of a run that has saved.
         config: the run's, perhaps with other sample and nll parts; by default as it is stored.
+        checkpoint: "best", or a step; None for the newest that is whole.
 
     Returns:
         Run.
@@ -101,20 +102,35 @@ def open_run(workdir: Path, config: ConfigDict | None = None) -> Run:
         raise InputError(f"{workdir} holds no checkpoints; train first with --mode train")
     with Checkpoints(folder, None) as checkpoints:
         # The arrays are those of the run as it was trained.
-        state, _ = restore(configs.load(file), model, mesh, checkpoints)
+        step = None
+        if checkpoint == "best":
+            step = checkpoints.best
+            if step is None:
+                raise InputError(
+                    f"no checkpoint in {folder} was evaluated, so none is the best; leave out "
+                    "--checkpoint, or train with train.evaluate_every_steps"
+                )
+        elif checkpoint is not None:
+            step = int(checkpoint)
+        state, _ = restore(configs.load(file), model, mesh, checkpoints, step)
     return Run(config, model, mesh, state)
 
 
 def restore(
-    config: ConfigDict, model: build.Model, mesh: Mesh, checkpoints: Checkpoints
-) -> tuple[TrainState, dict]:
-    """The newest saved state and data position.
+    config: ConfigDict,
+    model: build.Model,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    step: int | None = None,
+) -> tuple[TrainState, dict | None]:
+    """A saved state and data position.
 
     Args:
         config: of the run.
         model: built from it.
         mesh: devices to put the state on; any number of them.
         checkpoints: of the run.
+        step: which one; None for the newest that is whole.
 
     Returns:
         (state, position of the data iterator; None for converted weights).
@@ -122,7 +138,7 @@ def restore(
     Raises:
         InputError: no checkpoint, or a damaged one.
     """
-    return checkpoints.restore(abstract_state(config, model, mesh))
+    return checkpoints.restore(abstract_state(config, model, mesh), step)
 
 
 def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable:

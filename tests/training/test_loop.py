@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -12,6 +13,7 @@ import pytest
 from tiny_config import tiny
 
 from iddpm_jax import build, data
+from iddpm_jax import config as configs
 from iddpm_jax.errors import DivergedError, InputError
 from iddpm_jax.training import loop, runs
 from iddpm_jax.training.checkpoint import Checkpoints
@@ -27,9 +29,15 @@ def no_preview(*_):
     raise AssertionError("no samples were asked for")
 
 
-def train(config, workdir, preview):
+def no_evaluation(_):
+    raise AssertionError("no bits/dim were asked for")
+
+
+def train(config, workdir, preview, evaluate=no_evaluation):
     """loop.train on all devices."""
-    return loop.train(config, build.model(config), make_mesh(), workdir, preview)
+    return loop.train(
+        config, build.model(config), make_mesh(), workdir, loop.Hooks(preview, evaluate)
+    )
 
 
 def assert_same(a, b):
@@ -180,23 +188,40 @@ def test_diverged_run_names_step_and_last_good_checkpoint(tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.params)))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove"])
-def test_damaged_checkpoint_is_refused_and_kept(tmp_path, damage):
-    config = tiny(train__steps=2)
+def test_run_goes_back_from_a_damaged_checkpoint_and_saves_its_step_anew(tmp_path, capsys):
+    config = tiny(train__steps=4, train__checkpoint_every_steps=2)
+    expected = jax.device_get(train(config, tmp_path, no_preview))
+    folder = tmp_path / "checkpoints"
+    shutil.rmtree(folder / "4" / "state")
+    config.train.steps = 6
     train(config, tmp_path, no_preview)
-    folder = tmp_path / "checkpoints" / "2"
-    largest = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-    if damage == "truncate":
-        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    else:
-        largest.unlink()
-    before = sorted(f for f in folder.rglob("*"))
-    config.train.steps = 4
-    words = "has [0-9]+ bytes of" if damage == "truncate" else "is missing"
-    with pytest.raises(InputError, match=f"cannot be read .*{words}") as error:
-        train(config, tmp_path, no_preview)
-    assert "\n" not in str(error.value)
-    assert sorted(f for f in folder.rglob("*")) == before
+    out, error = capsys.readouterr()
+    assert "continuing from step 2" in out
+    assert "warning: checkpoint" in error and "going back" in error
+    assert sorted(f.name for f in folder.iterdir()) == ["4", "4.damaged", "6"]
+    with Checkpoints(folder, None) as checkpoints:
+        model = build.model(config)
+        again, _ = runs.restore(config, model, make_mesh(), checkpoints, step=4)
+    assert_same(expected, jax.device_get(again))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+
+
+def test_evaluations_are_reported_saved_and_the_best_is_kept(tmp_path):
+    measured = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
+    config = tiny(train__steps=9, train__evaluate_every_steps=2, train__log_every_steps=5)
+    config.train.keep_checkpoints = 1
+    train(config, tmp_path, no_preview, lambda state: measured[int(state.step)])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r.get("test_bits_per_dim")) for r in rows] == [
+        *((2, 3.0), (4, 1.0), (5, None), (6, 2.0), (8, 4.0), (9, None))
+    ]
+    assert sorted(f.name for f in (tmp_path / "checkpoints").iterdir()) == ["4", "9"]
+    for choice, step in (("best", 4), ("9", 9), (None, 9)):
+        configs.save(config, tmp_path / "config.json")
+        assert int(runs.open_run(tmp_path, checkpoint=choice).state.step) == step
+    with pytest.raises(InputError, match="no checkpoint of step 7; it has 4, 9"):
+        runs.open_run(tmp_path, checkpoint="7")
 
 
 def test_reading_leaves_a_save_in_progress_alone(straight):
@@ -220,4 +245,4 @@ def test_old_checkpoints_are_removed(tmp_path):
     config = tiny(train__steps=6, train__checkpoint_every_steps=2)
     train(config, tmp_path, no_preview)
     kept = sorted(f.name for f in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["4", "4.sizes.json", "6", "6.sizes.json"]
+    assert kept == ["4", "6"]
