@@ -108,19 +108,17 @@ done
 set +m
 
 # Looks around five times a second. `stopping` is how long ago SIGTERM went out, in such looks.
-stopping='' waiting=("${pids[@]}")
-while ((${#waiting[@]})); do
-  left=()
-  for pid in "${waiting[@]}"; do
-    if kill -0 "$pid" 2>/dev/null; then
-      left+=("$pid")
-    else
-      ended=0
-      wait "$pid" || ended=$?
-      ((code)) || code=$ended
-    fi
+stopping='' ended=()
+exec 3>&2 2>/dev/null # the shell's own notices of what was killed are less clear than ours
+while ((${#ended[@]} < processes)); do
+  sleep 0.2 || true # a Ctrl-C ends it
+  for i in "${!pids[@]}"; do
+    if [[ ${ended[i]:-} ]] || kill -0 "${pids[i]}"; then continue; fi
+    ended[i]=0
+    wait "${pids[i]}" || ended[i]=$?
+    ((ended[i] == 0)) || echo "process $i ended with exit code ${ended[i]}" >&3
+    ((code)) || code=${ended[i]}
   done
-  waiting=(${left[@]+"${left[@]}"})
   if [[ ! $stopping ]] && ((asked || code)); then
     stopping=0
     signal_all TERM
@@ -129,7 +127,6 @@ while ((${#waiting[@]})); do
     ((stopping < 5 * grace && asked < 2)) || signal_all KILL
     stopping=$((stopping + 1))
   fi
-  ((!${#waiting[@]})) || sleep 0.2 || true
 done
 signal_all KILL
 exit "$code"

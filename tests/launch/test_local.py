@@ -84,7 +84,8 @@ def test_process_that_ignores_sigterm_is_killed_with_its_children(stand_ins):
     launcher = stand_ins.start("local.sh", "--grace", "1", "--", "--workdir", "w", ACT_1="child")
     found = started(stand_ins, 2)
     launcher.terminate()
-    assert ended(launcher)[0] == 128 + signal.SIGKILL
+    code, _, error = ended(launcher)
+    assert (code, error) == (137, "process 1 ended with exit code 137\n")
     assert len(stand_ins.entries(event="SIGTERM")) == 2
     pids = [found["0"]["pid"], found["1"]["pid"], found["1"]["child"]]
     assert eventually(lambda: not any(running(pid) for pid in pids))
@@ -106,6 +107,7 @@ def test_first_failure_stops_the_others_and_is_the_exit_code(stand_ins):
     stand_ins.add("python", WORKER)
     done = stand_ins.run("local.sh", "--processes=3", "--", "--workdir=w", ACT_1="3")
     assert done.returncode == 3
+    assert "process 1 ended with exit code 3\n" in done.stderr
     ready = {e["args"][e["args"].index("--process_id") + 1]: e["pid"] for e in stand_ins.entries()}
     told = {e["pid"] for e in stand_ins.entries(event="SIGTERM")}
     assert told <= {ready.get("0"), ready.get("2")}
