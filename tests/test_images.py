@@ -73,7 +73,7 @@ def test_area_average_of_other_shapes_is_the_mean_of_each_bin(rng):
 @pytest.mark.parametrize("name, case", PREPARED, ids=[name for name, _ in PREPARED])
 def test_prepare_matches_recording(name, case):
     pixels = load(FILE)[f"{name}/pixels"]
-    prepared = prepare(Image.fromarray(pixels), case["resolution"])
+    prepared = prepare(Image.fromarray(pixels), case["resolution"], case["resolution"])
     assert prepared.dtype == np.uint8
     scaled = prepared.astype(np.float32) / 127.5 - 1
     np.testing.assert_array_equal(to_nchw(scaled), load(FILE)[f"{name}/prepared"])
@@ -81,19 +81,19 @@ def test_prepare_matches_recording(name, case):
 
 def test_prepare_leaves_a_picture_of_the_right_size_alone(rng):
     pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(prepare(Image.fromarray(pixels), 12), pixels)
+    np.testing.assert_array_equal(prepare(Image.fromarray(pixels), 12, 12), pixels)
 
 
 def test_prepare_halves_by_averages_from_exactly_twice_the_size(rng):
     pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     doubled = np.kron(pixels, np.ones((2, 2, 1), np.uint8))
-    np.testing.assert_array_equal(prepare(Image.fromarray(doubled), 16), pixels)
+    np.testing.assert_array_equal(prepare(Image.fromarray(doubled), 16, 16), pixels)
 
 
 def test_prepare_enlarges_a_small_picture():
     pixels = np.full((5, 9, 3), 77, np.uint8)
     np.testing.assert_array_equal(
-        prepare(Image.fromarray(pixels), 16), np.full((16, 16, 3), 77, np.uint8)
+        prepare(Image.fromarray(pixels), 16, 16), np.full((16, 16, 3), 77, np.uint8)
     )
 
 
