@@ -21,7 +21,7 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
         ConfigDict.
     """
     config = base_config.base()
-    config.data.name = "npz:data/cifar10"
+    config.data.name = "tfds:cifar10"
     config.data.image_shape = (32, 32, 3)
     config.data.num_classes = 10
     config.model.dropout = 0.3

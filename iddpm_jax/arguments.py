@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
 
-MODES = ("train", "sample", "nll", "convert")
+MODES = ("train", "sample", "nll", "convert", "data")
 
 HELP = """\
 Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal 2021).
@@ -26,6 +26,8 @@ Modes
   sample  draw samples from a trained workdir
   nll     measure bits/dim on the test split, term by term
   convert weights in files (OpenAI's .pt, or .safetensors) -> workdir, and back
+  data    show the data as the network will see them: counts, classes, values, labelled pictures
+          in the workdir's data/, images/s
 
 Examples
   Train on the built-in digits:
@@ -48,6 +50,10 @@ Examples
     python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights
     python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights \\
       --format safetensors
+  A look at your own pictures before training on them; CIFAR-10, once, to train on it:
+    python -m iddpm_jax.main --config configs/emoji.py --workdir runs/mine --mode data \
+      --config.data.name=folder:PATH --config.data.image_shape='(32, 32, 3)'
+    python -m iddpm_jax.data.cifar10 --download
   A cascade: the samples of one model, enlarged by a super-resolution model:
     python -m iddpm_jax.main --workdir runs/large --mode sample --base SAMPLES.npz
 
@@ -56,7 +62,7 @@ Flags
                cosine, T1000, T4000, and those of the file. May be left out where the workdir
                holds a run.
   --workdir    folder of the run: its config, checkpoints, curves, samples and results
-  --mode       train, sample, nll or convert
+  --mode       train, sample, nll, convert or data
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
   --target     convert: a folder to write weights to
   --format     convert: pt (default) or safetensors
@@ -139,7 +145,7 @@ def parse(argv: list[str]) -> Arguments:
     if given.base is not None:
         config.sample.base = given.base
     configs.check(config)
-    if stored.exists():
+    if stored.exists() and given.mode != "data":
         _check_same_run(configs.load(stored), config, stored, given.mode)
     source, target = (Path(p) if p else None for p in (given.source, given.target))
     return Arguments(

@@ -41,9 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.mode == "convert":
             _convert(arguments)
         else:
-            {"train": _train, "sample": _sample, "nll": _nll}[arguments.mode](
-                config, arguments.workdir
-            )
+            modes = {"train": _train, "sample": _sample, "nll": _nll, "data": _data}
+            modes[arguments.mode](config, arguments.workdir)
         return 0
     except (InputError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -150,6 +149,13 @@ def _measure(workdir: Path, run) -> tuple[str, Path]:
     path = _nll_path(workdir, run)
     likelihood.save(path, {**config.to_dict(), "dtype": dtype})
     return f"{nll.summary(likelihood)} in {dtype}", path
+
+
+def _data(config: ConfigDict, workdir: Path) -> None:
+    from iddpm_jax import inspection
+
+    for line in inspection.inspect(config, workdir / "data"):
+        print(line)
 
 
 def _convert(arguments: Arguments) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from iddpm_jax import build, data
+from iddpm_jax import build
 from iddpm_jax.errors import DivergedError
 from iddpm_jax.models.layout import layout
 from iddpm_jax.training import loss_scale
@@ -52,9 +52,7 @@ def train(
     settings = config.train
     check_batch(mesh, settings.batch_size, settings.microbatches)
     source = build.load_data(config, model, "train")
-    batches = data.training_batches(
-        source, settings.batch_size, config.seed, config.data.random_flip
-    )
+    batches = build.training_batches(config, source)
     with Checkpoints(workdir / "checkpoints", settings.keep_checkpoints) as checkpoints:
         if checkpoints.latest is None:
             state = new_state(config, model, mesh)()

@@ -5,6 +5,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from iddpm_jax import data
 from iddpm_jax.errors import InputError
@@ -104,6 +105,125 @@ def test_random_flip_mirrors_about_half_left_to_right():
     # Every picture is seen both ways sooner or later: the coin is thrown anew in every pass.
     ever = mirrored.any(axis=0) & ~mirrored.all(axis=0)
     assert ever.mean() > 0.9
+
+
+class Numbered:
+    """Counts what is read; pictures are wide, so that a crop shows where it was taken."""
+
+    image_shape, class_names = (2, 2, 1), ("any",)
+
+    def __init__(self, count: int):
+        self.count, self.read = count, []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        self.read.append(int(index))
+        return {"image": np.full((2, 2, 1), index, np.uint8), "label": np.int32(index)}
+
+    def original(self, index: int) -> tuple[Image.Image, int]:
+        self.read.append(int(index))
+        return Image.fromarray(np.arange(20, dtype=np.uint8)[None].repeat(2, 0)), int(index)
+
+
+def of_processes(processes: int, count: int, position: dict | None = None, **options):
+    """(global batches put together from all processes, position of each process)."""
+    parts, positions = [], []
+    for process in range(processes):
+        batches = data.training_batches(
+            Numbered(30), 8, 3, True, process=process, processes=processes, **options
+        )
+        if position is not None:
+            batches.set_state(position)
+        parts.append(take(batches, count))
+        positions.append(batches.get_state())
+    joined = [
+        {key: np.concatenate([part[i][key] for part in parts]) for key in ("image", "label")}
+        for i in range(count)
+    ]
+    return joined, positions
+
+
+@pytest.mark.parametrize("random_crop", [0.0, 1.0])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_same_global_batches(processes, random_crop):
+    whole, (position,) = of_processes(1, 9, random_crop=random_crop)
+    joined, positions = of_processes(processes, 9, random_crop=random_crop)
+    assert_same_batches(joined, whole)
+    assert positions == [position] * processes
+
+
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (2, 4)])
+def test_position_holds_for_another_number_of_processes(before, after):
+    expected, _ = of_processes(1, 12, random_crop=1.0)
+    _, positions = of_processes(before, 5, random_crop=1.0)
+    position = json.loads(json.dumps(positions[-1]))
+    assert_same_batches(of_processes(after, 7, position, random_crop=1.0)[0], expected[5:])
+
+
+def test_process_reads_its_own_share_only():
+    shares = []
+    for process in range(2):
+        source = Numbered(40)
+        options = {"process": process, "processes": 2, "num_threads": 1, "prefetch": 1}
+        batches = data.training_batches(source, 40, 0, False, **options)
+        next(batches)
+        shares.append(set(next(batches)["label"].tolist()))
+        # Two batches of 20, and what was read ahead: one in the making, one waiting.
+        assert len(source.read) <= 20 * 4
+    assert shares[0] | shares[1] == set(range(40)) and not shares[0] & shares[1]
+
+
+@pytest.mark.parametrize("num_threads, prefetch", [(1, 1), (4, 2), (3, 16)])
+def test_threads_and_reading_ahead_change_nothing(num_threads, prefetch):
+    expected, _ = of_processes(1, 8)
+    assert_same_batches(of_processes(1, 8, num_threads=num_threads, prefetch=prefetch)[0], expected)
+
+
+def test_random_crop_moves_anew_in_every_pass():
+    batches = data.training_batches(Numbered(10), 10, 0, False, random_crop=1.0)
+    lefts = np.zeros((40, 10), int)
+    for i, batch in enumerate(take(batches, 40)):
+        image = batch["image"]
+        # Windows of a ramp: neighbours differ by one, rows are alike.
+        np.testing.assert_array_equal(image[..., 1, :], image[..., 0, :] + 1)
+        lefts[i, batch["label"]] = image[:, 0, 0, 0]
+    assert set(lefts.ravel()) == set(range(19))
+    assert all(len(set(column)) > 10 for column in lefts.T)
+
+
+def test_random_crop_of_arrays_starts_from_the_pictures_before_averaging():
+    images = np.arange(40, dtype=np.uint8)[None, None, :, None].repeat(4, 1)
+    source = data.ArraySource(images[:, :2, :20], np.zeros(1, np.int32), (), originals=images)
+    batch = next(data.training_batches(source, 1, 0, False, random_crop=0.5))
+    assert batch["image"].shape == (1, 2, 20, 1)
+    # A ramp of 40 levels in 40 columns, cut to half its size and then to 20 of 20 to 40 columns.
+    assert 17 < batch["image"][0, 0, -1, 0].astype(int) - batch["image"][0, 0, 0, 0] < 40
+
+
+def test_random_crop_of_other_channels_is_refused():
+    source = data.ArraySource(np.zeros((3, 4, 4, 2), np.uint8), np.zeros(3, np.int32), ())
+    with pytest.raises(InputError, match=r"data\.random_crop.*1 or 3 channels, not 2"):
+        data.training_batches(source, 2, 0, False, random_crop=0.8)
+
+
+def test_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(InputError, match=r"train\.batch_size 9 .* 2 processes"):
+        data.training_batches(numbered(12), 9, 0, False, process=1, processes=2)
+
+
+def test_unreadable_picture_reaches_the_reader_as_it_is():
+    class Broken(Numbered):
+        def __getitem__(self, index: int):
+            if index == 7:
+                raise InputError("a.png cannot be read")
+            return super().__getitem__(index)
+
+    batches = data.training_batches(Broken(12), 4, 0, False)
+    with pytest.raises(InputError) as caught:
+        take(batches, 6)
+    assert str(caught.value) == "a.png cannot be read"
 
 
 def test_batch_larger_than_the_data_is_refused():

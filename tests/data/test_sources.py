@@ -9,7 +9,6 @@ from sklearn.datasets import load_digits
 from iddpm_jax import data
 from iddpm_jax.errors import InputError
 
-
 EMOJI_CLASSES = (
     "Activities",
     "Animals & Nature",
