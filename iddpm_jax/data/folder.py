@@ -110,12 +110,15 @@ def load(
         raise InputError(f"{root} is no folder; give a folder of pictures")
     train, test = root / "train", _test_folder(root)
     if train.is_dir() and test is not None:
-        files, numbers, names = _scan(train, labels)
+        root, files = train, _list(train)
+        rule = _rule(files) if labels == "auto" else labels
+        numbers, names = _classes(train, rule)
         if split == "test":
-            files, numbers = _same_classes(test, labels, train, names)
-        root = train if split == "train" else test
+            root, files = test, _list(test)
+            numbers = _same_classes(test, rule, train, names)
     else:
-        files, numbers, names = _scan(root, labels)
+        files = _list(root)
+        numbers, names = _classes(root, _rule(files) if labels == "auto" else labels)
         chosen = is_test(10, len(files)) == (split == "test")
         if not chosen.any():
             raise InputError(
@@ -132,34 +135,35 @@ def _test_folder(root: Path) -> Path | None:
     return next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
 
 
-def _same_classes(
-    test: Path, labels: str, train: Path, names: tuple[str, ...]
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Files of the test folder, with the numbers that the training folder gives their classes."""
-    files, numbers, own = _scan(test, labels if names else "none")
+def _same_classes(test: Path, rule: str, train: Path, names: tuple[str, ...]) -> np.ndarray:
+    """Labels of the test folder, with the numbers that the training folder gives its classes."""
+    numbers, own = _classes(test, rule)
     unknown = sorted(set(own) - set(names))
     if unknown:
         raise InputError(
             f"{test} has a class {unknown[0]!r} that {train} has not; give both the same classes, "
             "or set data.labels=none"
         )
-    number = np.array([names.index(name) for name in own], np.int32)
-    return files, number[numbers] if own else numbers
+    return np.array([names.index(name) for name in own], np.int32)[numbers] if own else numbers
 
 
 @functools.cache
-def _scan(root: Path, labels: str) -> tuple[tuple[str, ...], np.ndarray, tuple[str, ...]]:
-    """(files in order, label of each int32 [N], class names), read once in a process."""
-    progress = tqdm(_walk(root), desc=f"listing {root}", unit=" files", delay=2, leave=False)
-    files = ordered(progress)
+def _list(root: Path) -> tuple[str, ...]:
+    """The pictures in a folder, in their order; listed once in a process."""
+    files = ordered(tqdm(_walk(root), desc=f"listing {root}", unit=" files", delay=2, leave=False))
     if not files:
         raise InputError(
             f"{root} has no pictures ({', '.join(s[1:] for s in pictures.SUFFIXES)}), not in its "
             "subfolders either; give another folder"
         )
-    rule = _rule(files) if labels == "auto" else labels
+    return tuple(files)
+
+
+def _classes(root: Path, rule: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(label of each picture int32 [N], class names)."""
+    files = _list(root)
     if rule == "none":
-        return tuple(files), np.zeros(len(files), np.int32), ()
+        return np.zeros(len(files), np.int32), ()
     if rule == "prefix":
         classes = [PurePath(file).name.split("_")[0] for file in files]
     else:
@@ -171,7 +175,7 @@ def _scan(root: Path, labels: str) -> tuple[tuple[str, ...], np.ndarray, tuple[s
                 "data.labels to prefix or none"
             )
     names, numbers = numbered(classes)
-    return tuple(files), numbers, names
+    return numbers, names
 
 
 def _rule(files: Sequence[str]) -> str:
