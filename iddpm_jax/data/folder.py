@@ -159,6 +159,7 @@ def _list(root: Path) -> tuple[str, ...]:
     return tuple(files)
 
 
+@functools.cache
 def _classes(root: Path, rule: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """(label of each picture int32 [N], class names)."""
     files = _list(root)

@@ -14,6 +14,7 @@ from iddpm_jax.errors import InputError
 def forget_listings():
     """A process lists a folder once; tests change theirs."""
     folder._list.cache_clear()
+    folder._classes.cache_clear()
 
 
 def paint(root, names: list[str], size=(6, 4)) -> dict[str, np.ndarray]:
