@@ -51,7 +51,7 @@ Examples
     python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights \\
       --format safetensors
   A look at your own pictures before training on them; CIFAR-10, once, to train on it:
-    python -m iddpm_jax.main --config configs/emoji.py --workdir runs/mine --mode data \
+    python -m iddpm_jax.main --config configs/emoji.py --workdir runs/mine --mode data \\
       --config.data.name=folder:PATH --config.data.image_shape='(32, 32, 3)'
     python -m iddpm_jax.data.cifar10 --download
   A cascade: the samples of one model, enlarged by a super-resolution model:
@@ -145,7 +145,7 @@ def parse(argv: list[str]) -> Arguments:
     if given.base is not None:
         config.sample.base = given.base
     configs.check(config)
-    if stored.exists() and given.mode != "data":
+    if stored.exists():
         _check_same_run(configs.load(stored), config, stored, given.mode)
     source, target = (Path(p) if p else None for p in (given.source, given.target))
     return Arguments(
@@ -255,7 +255,7 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
 def _check_same_run(old: ConfigDict, new: ConfigDict, path: Path, mode: str) -> None:
     converted = (path.parent / configs.CONVERTED).exists()
     if mode != "train":
-        free = configs.FREE_ON_READING
+        free = (*configs.FREE_ON_READING, *(["data."] if mode == "data" else []))
     elif converted and not (path.parent / "metrics.jsonl").exists():
         free = configs.FREE_AFTER_CONVERSION
     else:

@@ -68,7 +68,9 @@ def _covering(image: Image.Image, height: int, width: int) -> np.ndarray:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(height / image.height, width / image.width)
     size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 def area_average(x: jax.Array, height: int, width: int) -> jax.Array:

@@ -19,13 +19,13 @@ _CELL = 72  # pixels that a class's name needs
 _NAMED = 20  # classes listed in full
 
 
-def inspect(config: ConfigDict, folder: Path, seconds: float = _SECONDS) -> Iterator[str]:
+def inspect(config: ConfigDict, folder: Path, seconds: float | None = None) -> Iterator[str]:
     """Look at the data of a config, and write training.png and test.png.
 
     Args:
         config: checked; its data part, the image sizes of its model and train.batch_size count.
         folder: to write to, made if need be.
-        seconds: limit for reading each split, and for the speed of the input.
+        seconds: limit for reading each split, and for the speed of the input; by default 5.
 
     Yields:
         Lines for people, as they become known.
@@ -33,6 +33,7 @@ def inspect(config: ConfigDict, folder: Path, seconds: float = _SECONDS) -> Iter
     Raises:
         InputError: no such data, pictures that cannot be read, or a folder that cannot be written.
     """
+    seconds = _SECONDS if seconds is None else seconds
     model = build.model(config)
     source = build.load_data(config, model, "train")
     data.check_batch_size(source, config.train.batch_size)

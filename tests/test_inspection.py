@@ -18,8 +18,7 @@ def said(config, folder) -> str:
 
 def painted(root, names: dict[str, tuple[int, int, int]]):
     """4x4 pictures of one colour each."""
-    folders._list.cache_clear()
-    folders._classes.cache_clear()
+    folders._scan.cache_clear()
     for name, colour in names.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), colour).save(root / name)

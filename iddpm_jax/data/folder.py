@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -107,18 +108,16 @@ def load(
     pictures.check_channels(image_shape)
     root = Path(address).expanduser()
     if not root.is_dir():
-        raise InputError(f"{root} is no folder; give a folder of pictures")
+        raise InputError(f"there is no folder {root}; give a folder of pictures")
     train, test = root / "train", _test_folder(root)
     if train.is_dir() and test is not None:
-        root, files = train, _list(train)
-        rule = _rule(files) if labels == "auto" else labels
-        numbers, names = _classes(train, rule)
+        listing, root = _scan(train, labels), train
         if split == "test":
-            root, files = test, _list(test)
-            numbers = _same_classes(test, rule, train, names)
+            listing, root = _as_in(listing, train, _scan(test, listing.rule), test), test
+        files, numbers = listing.files, listing.labels
     else:
-        files = _list(root)
-        numbers, names = _classes(root, _rule(files) if labels == "auto" else labels)
+        listing = _scan(root, labels)
+        files, numbers = listing.files, listing.labels
         chosen = is_test(10, len(files)) == (split == "test")
         if not chosen.any():
             raise InputError(
@@ -128,43 +127,50 @@ def load(
         files = tuple(file for file, kept in zip(files, chosen, strict=True) if kept)
         numbers = numbers[chosen]
     shape = image_shape or _common_shape(root, files, corrupt)
-    return FolderSource(root, files, numbers, names, shape, corrupt)
+    return FolderSource(root, files, numbers, listing.class_names, shape, corrupt)
 
 
 def _test_folder(root: Path) -> Path | None:
     return next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
 
 
-def _same_classes(test: Path, rule: str, train: Path, names: tuple[str, ...]) -> np.ndarray:
-    """Labels of the test folder, with the numbers that the training folder gives its classes."""
-    numbers, own = _classes(test, rule)
-    unknown = sorted(set(own) - set(names))
+class _Listing(NamedTuple):
+    """The pictures of a folder in their order, labels [N], names of classes, and the rule of it."""
+
+    files: tuple[str, ...]
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    rule: str
+
+
+def _as_in(train: _Listing, train_root: Path, test: _Listing, test_root: Path) -> _Listing:
+    """The test folder's listing, with the numbers that training gives to the classes."""
+    unknown = sorted(set(test.class_names) - set(train.class_names))
     if unknown:
         raise InputError(
-            f"{test} has a class {unknown[0]!r} that {train} has not; give both the same classes, "
-            "or set data.labels=none"
+            f"{test_root} has a class {unknown[0]!r} that {train_root} has not; give both the same "
+            "classes, or set data.labels=none"
         )
-    return np.array([names.index(name) for name in own], np.int32)[numbers] if own else numbers
+    labels = test.labels
+    if test.class_names:
+        number = {name: i for i, name in enumerate(train.class_names)}
+        labels = np.array([number[name] for name in test.class_names], np.int32)[labels]
+    return test._replace(labels=labels, class_names=train.class_names)
 
 
 @functools.cache
-def _list(root: Path) -> tuple[str, ...]:
-    """The pictures in a folder, in their order; listed once in a process."""
-    files = ordered(tqdm(_walk(root), desc=f"listing {root}", unit=" files", delay=2, leave=False))
+def _scan(root: Path, labels: str) -> _Listing:
+    """List a folder, once in a process."""
+    walk = tqdm(_walk(root), desc=f"listing {root}", unit=" files", delay=2, leave=False)
+    files = ordered(walk)
     if not files:
         raise InputError(
             f"{root} has no pictures ({', '.join(s[1:] for s in pictures.SUFFIXES)}), not in its "
             "subfolders either; give another folder"
         )
-    return tuple(files)
-
-
-@functools.cache
-def _classes(root: Path, rule: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(label of each picture int32 [N], class names)."""
-    files = _list(root)
+    rule = _rule(files) if labels == "auto" else labels
     if rule == "none":
-        return np.zeros(len(files), np.int32), ()
+        return _Listing(tuple(files), np.zeros(len(files), np.int32), (), rule)
     if rule == "prefix":
         classes = [PurePath(file).name.split("_")[0] for file in files]
     else:
@@ -176,7 +182,7 @@ def _classes(root: Path, rule: str) -> tuple[np.ndarray, tuple[str, ...]]:
                 "data.labels to prefix or none"
             )
     names, numbers = numbered(classes)
-    return numbers, names
+    return _Listing(tuple(files), numbers, names, rule)
 
 
 def _rule(files: Sequence[str]) -> str:

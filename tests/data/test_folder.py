@@ -13,8 +13,7 @@ from iddpm_jax.errors import InputError
 @pytest.fixture(autouse=True)
 def forget_listings():
     """A process lists a folder once; tests change theirs."""
-    folder._list.cache_clear()
-    folder._classes.cache_clear()
+    folder._scan.cache_clear()
 
 
 def paint(root, names: list[str], size=(6, 4)) -> dict[str, np.ndarray]:
@@ -146,7 +145,7 @@ def test_grey_pictures_make_grey_data(tmp_path):
         Image.fromarray(np.full((4, 4), i, np.uint8)).save(tmp_path / f"{i}.png")
     assert load(tmp_path).image_shape == (4, 4, 1)
     paint(tmp_path, ["9.png"], size=(4, 4))
-    folder._list.cache_clear()
+    folder._scan.cache_clear()
     assert load(tmp_path).image_shape == (4, 4, 3)
 
 
@@ -165,7 +164,7 @@ def test_nothing_is_refused_in_words(tmp_path):
     assert "no folder" in refusal(tmp_path / "file")
     assert "no pictures (jpg, jpeg, png" in refusal(tmp_path)
     paint(tmp_path, [f"{i}.png" for i in range(9)])
-    folder._list.cache_clear()
+    folder._scan.cache_clear()
     assert "9 pictures, and every tenth" in refusal(tmp_path, "test")
     assert "1 or 3 channels, not 2" in refusal(tmp_path, "train", (4, 4, 2))
 
@@ -209,5 +208,5 @@ def test_folder_of_corrupt_files_alone_ends(tmp_path):
     source = load(tmp_path, shape=(4, 6, 3), corrupt="skip")
     with pytest.raises(InputError, match="none of the 8 pictures"):
         source[2]
-    folder._list.cache_clear()
+    folder._scan.cache_clear()
     assert "0_0.png" in refusal(tmp_path)  # looking for their size
