@@ -5,8 +5,8 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -172,10 +172,10 @@ def _scan(root: Path, labels: str) -> _Listing:
     if rule == "none":
         return _Listing(tuple(files), np.zeros(len(files), np.int32), (), rule)
     if rule == "prefix":
-        classes = [PurePath(file).name.split("_")[0] for file in files]
+        classes = [_prefix(file) for file in files]
     else:
-        classes = [PurePath(file).parts[0] for file in files]
-        loose = next((file for file in files if len(PurePath(file).parts) == 1), None)
+        classes = [file.partition("/")[0] for file in files]
+        loose = next((file for file in files if "/" not in file), None)
         if loose:
             raise InputError(
                 f"{root / loose} lies in no subfolder, so it has no class; move it, or set "
@@ -187,10 +187,9 @@ def _scan(root: Path, labels: str) -> _Listing:
 
 def _rule(files: Sequence[str]) -> str:
     """Where the classes seem to be."""
-    tops = {PurePath(file).parts[0] for file in files}
-    if len(tops) > 1 and all(len(PurePath(file).parts) > 1 for file in files):
+    if all("/" in file for file in files) and len({file.partition("/")[0] for file in files}) > 1:
         return "folders"
-    return "prefix" if all("_" in PurePath(file).name for file in files) else "none"
+    return "prefix" if all("_" in file.rpartition("/")[2] for file in files) else "none"
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -239,12 +238,17 @@ def _common_shape(root: Path, files: Sequence[str], corrupt: str) -> tuple[int, 
     return height, width, max(channels for *_, channels in shapes.values())
 
 
-def ordered(paths: Sequence[str] | Iterator[str]) -> list[str]:
+# Paths are strings with slashes here: with millions of files, Path objects take their time.
+def ordered(paths: Iterable[str]) -> list[str]:
     """The pictures among files, in the order they are read."""
-    found = (PurePath(path) for path in paths)
-    kept = (path for path in found if path.suffix.lower() in pictures.SUFFIXES)
+    found = (path for path in paths if path.lower().endswith(pictures.SUFFIXES))
     # By parts: a folder's own files and its subfolders together, each subfolder in its place.
-    return [str(path) for path in sorted(kept, key=lambda path: path.parts)]
+    return sorted(found, key=lambda path: path.split("/"))
+
+
+def _prefix(file: str) -> str:
+    """OpenAI's class of a file."""
+    return file.rpartition("/")[2].split("_")[0]
 
 
 def numbered(classes: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -265,4 +269,4 @@ def labels_from_names(paths: Sequence[str]) -> tuple[list[str], np.ndarray]:
         the sorted names).
     """
     files = ordered(paths)
-    return files, numbered([PurePath(file).name.split("_")[0] for file in files])[1]
+    return files, numbered([_prefix(file) for file in files])[1]
