@@ -209,7 +209,10 @@ def _end(settings: ConfigDict, run) -> list[str]:
 
 def _data_word(run) -> str:
     """The data's name as part of a file's."""
-    return re.sub(r"\W+", "-", run.config.data.name)
+    name = run.config.data.name
+    word = re.sub(r"\W+", "-", name)
+    # A path may be longer than a file's name can be.
+    return word if len(word) <= 60 else f"{word[:50]}-{zlib.crc32(name.encode()):08x}"
 
 
 def _joined(parts: list[str]) -> str:

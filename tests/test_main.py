@@ -1,8 +1,10 @@
 """The command line: what it accepts, and that bad input costs one line and nothing else."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -395,6 +397,17 @@ def test_looking_at_the_data_starts_no_run(cli, workdir, monkeypatch):
     assert "train: 1,438 pictures" in out and str(workdir / "data" / "test.png") in out
     names = {path.relative_to(workdir).as_posix() for path in workdir.rglob("*")}
     assert names == {"data", "data/training.png", "data/test.png"}
+
+
+@pytest.mark.parametrize("name", ["digits", "folder:/a/b c", "tfds:cifar10", "npz:" + "/ab" * 99])
+def test_any_name_of_data_fits_into_the_name_of_a_file(name):
+    run = SimpleNamespace(config=configs.base())
+    run.config.data.name = name
+    word = main._data_word(run)
+    assert re.fullmatch(r"[\w-]{1,60}", word)
+    assert word == name if name == "digits" else word != name
+    run.config.data.name = name + "x"
+    assert main._data_word(run) != word
 
 
 def test_stored_run_may_look_at_other_data(cli, workdir):

@@ -88,6 +88,16 @@ def test_larger_pictures_are_averaged_down_and_rounded():
     assert small.class_names == emoji.class_names
 
 
+def test_averaged_pictures_keep_their_originals():
+    emoji, small = data.load("emoji", "test"), data.load("emoji", "test", (16, 16, 3))
+    for source in (emoji, small):
+        picture, label = source.original(5)
+        np.testing.assert_array_equal(np.asarray(picture), emoji.images[5])
+        assert label == emoji.labels[5]
+    digit, _ = data.load("digits", "test").original(3)
+    assert digit.mode == "L" and digit.size == (8, 8)
+
+
 def test_averaging_keeps_every_level_of_a_plain_picture(tmp_path):
     images = np.arange(256, dtype=np.uint8)[:, None, None, None].repeat(9, 1).repeat(9, 2)
     np.savez(tmp_path / "train.npz", images)
