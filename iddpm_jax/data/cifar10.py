@@ -12,7 +12,7 @@ import pickle
 import sys
 import tarfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -124,7 +124,7 @@ def download(folder: Path) -> Path:
     part = path.with_name(path.name + ".part")  # an interrupted download leaves no archive
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(URL) as source, part.open("wb") as target:
+        with urllib.request.urlopen(URL, timeout=60) as source, part.open("wb") as target:
             total = int(source.headers.get("Content-Length", 0)) or None
             with tqdm(desc=path.name, total=total, unit="B", unit_scale=True) as progress:
                 while block := source.read(1 << 20):
@@ -147,21 +147,27 @@ def md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def prepare(archive: Path, tfds_dir: str) -> tuple[Path, dict[str, int]]:
+def prepare(find_archive: Callable[[], Path], tfds_dir: str) -> tuple[Path, dict[str, int]]:
     """Write the data set, unless it is there.
 
     Args:
-        archive: see read_archive.
+        find_archive: gives the path of an archive, if one is needed; see read_archive.
         tfds_dir: where data sets lie; "": $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Returns:
         (folder of the data set, pictures in it by split).
 
     Raises:
-        InputError: an archive that cannot be read, or a folder that cannot be written.
+        InputError: an archive that cannot be read, a folder that cannot be written, or one that has
+            the data set in another format.
     """
-    builder = _builder(archive, tfds_dir)
+    builder = _builder(find_archive, tfds_dir)
     if builder.data_path.exists():
+        if builder.info.file_format.value != "array_record":
+            raise InputError(
+                f"{builder.data_dir} has CIFAR-10 as {builder.info.file_format.value}, which needs "
+                "TensorFlow to read; give another --tfds-dir, and set data.tfds_dir to it"
+            )
         print("the data set is there already")
     try:
         builder.download_and_prepare(file_format="array_record")
@@ -170,7 +176,7 @@ def prepare(archive: Path, tfds_dir: str) -> tuple[Path, dict[str, int]]:
     return Path(builder.data_dir), {k: v.num_examples for k, v in builder.info.splits.items()}
 
 
-def _builder(archive: Path, tfds_dir: str) -> Any:
+def _builder(find_archive: Callable[[], Path], tfds_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -195,7 +201,7 @@ def _builder(archive: Path, tfds_dir: str) -> Any:
             )
 
         def _split_generators(self, dl_manager):
-            arrays = read_archive(archive)
+            arrays = read_archive(find_archive())
             return {split: self._generate_examples(split, *arrays[split]) for split in arrays}
 
         def _generate_examples(
@@ -219,13 +225,17 @@ def main(argv: list[str] | None = None) -> int:
         "--tfds-dir", default="", help="as data.tfds_dir: $TFDS_DATA_DIR or ~/tensorflow_datasets"
     )
     args = parser.parse_args(argv)
-    try:
+
+    def find_archive() -> Path:
         archive = args.archive or download(_data_dir(args.tfds_dir) / "downloads")
         if not archive.is_file():
             raise InputError(f"--archive {archive} does not exist; check the path")
         if md5(archive) not in MD5:
             print(f"{archive} is not one of the published archives (by its MD5)", file=sys.stderr)
-        folder, counts = prepare(archive, args.tfds_dir)
+        return archive
+
+    try:
+        folder, counts = prepare(find_archive, args.tfds_dir)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -112,8 +112,9 @@ def _builder(address: str, tfds_dir: str) -> Any:
 def _how_to_prepare(name: str, where: str) -> str:
     if re.fullmatch(r"cifar10(:.*)?", name):
         return f"python -m iddpm_jax.data.cifar10 --download --tfds-dir {where} puts it there"
+    also = " tensorflow_io" if name.startswith("lsun") else ""
     return (
-        "prepare it once, which needs pip install 'iddpm_jax[tf]': python -c \"import "
+        f"prepare it once, which needs pip install 'iddpm_jax[tf]'{also}: python -c \"import "
         f"tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{where}', "
         "file_format='array_record').download_and_prepare()\"; or set data.tfds_dir to where it is"
     )

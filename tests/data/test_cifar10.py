@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import struct
@@ -140,7 +141,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 
 
 @pytest.mark.slow
-def test_prepared_archive_is_read_by_name(tmp_path, capsys):
+def test_prepared_archive_is_read_by_name(tmp_path, capsys, monkeypatch):
     path = archive(tmp_path / "a.tar.gz", binary_files())
     code, out, err = run(capsys, "--archive", path, "--tfds-dir", tmp_path / "sets")
     assert code == 0 and "20 training and 4 test pictures" in out
@@ -164,8 +165,15 @@ def test_prepared_archive_is_read_by_name(tmp_path, capsys):
     small = data.load(f"tfds:{version}", "test", (8, 10, 1))
     assert small[0]["image"].shape == (8, 10, 1)
 
-    code, out, _ = run(capsys, "--archive", path, "--tfds-dir", tmp_path / "sets")
-    assert code == 0 and "there already" in out and "20 training" in out
+    # What is there is neither read again nor downloaded.
+    monkeypatch.setattr(cifar10, "URL", "file:///none")
+    for source in (["--archive", "none"], ["--download"]):
+        code, out, _ = run(capsys, *source, "--tfds-dir", tmp_path / "sets")
+        assert code == 0 and "there already" in out and "20 training" in out
+    info = json.loads((version / "dataset_info.json").read_text())
+    (version / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    code, _, err = run(capsys, "--download", "--tfds-dir", tmp_path / "sets")
+    assert code == 2 and "tfrecord" in err and "--tfds-dir" in err
 
 
 @pytest.mark.slow
