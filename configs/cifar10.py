@@ -4,6 +4,7 @@ Rows of Table 2 as variants: T1000,linear,l_simple; linear,l_simple; linear (L_h
 l_simple (cosine); none (cosine, L_hybrid); l_vlb (cosine). All are trained for 500K steps.
 official is the file as it is: OpenAI's cifar10_uncond_50M_500K.pt; official,l_vlb is
 cifar10_uncond_vlb_50M_500K.pt.
+The data, once: python -m iddpm_jax.data.cifar10 --download
 """
 
 from iddpm_jax import config as base_config
