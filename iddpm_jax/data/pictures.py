@@ -4,13 +4,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from iddpm_jax.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(file: Path | BinaryIO, channels: int) -> Image.Image:
@@ -31,9 +40,9 @@ def decode(file: Path | BinaryIO, channels: int) -> Image.Image:
     """
     with Image.open(file) as opened:
         opened.load()
-        if opened.getexif().get(_ORIENTATION, 1) != 1:
-            opened = ImageOps.exif_transpose(opened)
-        return _flat(opened, "L" if channels == 1 else "RGB")
+        turn = _turn(opened)
+        upright = opened if turn is None else opened.transpose(turn)
+        return _flat(upright, "L" if channels == 1 else "RGB")
 
 
 def shape_of(file: Path | BinaryIO) -> tuple[int, int, int]:
@@ -44,10 +53,19 @@ def shape_of(file: Path | BinaryIO) -> tuple[int, int, int]:
     """
     with Image.open(file) as opened:
         width, height = opened.size
-        if opened.getexif().get(_ORIENTATION, 1) >= 5:  # lying on its side
-            width, height = height, width
+        turn = _turn(opened)
+        if turn is not None and turn not in (_UPRIGHT[2], _UPRIGHT[3], _UPRIGHT[4]):
+            width, height = height, width  # it lies on its side
         grey = opened.mode in ("1", "L", "LA") or opened.mode.startswith("I")
         return height, width, 1 if grey else 3
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What sets a picture upright."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # damaged words about a picture do not make it a damaged picture
+        return None
 
 
 def check_channels(image_shape: tuple[int, ...]) -> None:

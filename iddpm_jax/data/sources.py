@@ -63,13 +63,13 @@ def load(
     """
     if split not in ("train", "test"):
         raise InputError(f"split {split!r} is unknown; use train or test")
-    kind, colon, address = name.partition(":")
+    kind, _, address = name.partition(":")
     try:
-        if name in _BUILT_IN or (kind == "npz" and colon):
+        if name in _BUILT_IN or (kind == "npz" and address):
             return _averaged(_array(name, split), image_shape)
-        if kind == "folder" and colon:
+        if kind == "folder" and address:
             return folder.load(address, split, tuple(image_shape), labels, corrupt)
-        if kind == "tfds" and colon:
+        if kind == "tfds" and address:
             return tfds.load(address, split, tuple(image_shape), tfds_dir)
     except InputError as error:
         raise InputError(f"data.name {name}: {error}") from None

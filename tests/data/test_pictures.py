@@ -124,6 +124,18 @@ def test_pictures_stand_upright(orientation, corners, form):
     np.testing.assert_allclose(corner, expected, atol=3)
 
 
+@pytest.mark.parametrize(
+    "exif", [b"garbage", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0"]
+)
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_data_do_no_harm(form, exif):
+    image, exif = Image.new("L", (8, 6), 99), b"Exif\0\0" + exif
+    found = pixels_of(image, form, channels=1, exif=exif)
+    np.testing.assert_array_equal(found, np.full((6, 8), 99))
+    assert shape_of(file_of(image, form, exif=exif))[:2] == (6, 8)
+
+
 @pytest.mark.parametrize("mode, channels", [("L", 1), ("LA", 1), ("1", 1), ("RGB", 3), ("P", 3)])
 def test_shape_is_known_from_the_head(mode, channels):
     assert shape_of(file_of(Image.new(mode, (7, 5)))) == (5, 7, channels)

@@ -72,7 +72,7 @@ def test_unknown_name_lists_the_known_ones():
         data.load("cats", "train")
 
 
-@pytest.mark.parametrize("name", ["npz", "tfds", "folder", "npz/a.npz"])
+@pytest.mark.parametrize("name", ["npz", "tfds", "folder:", "npz/a.npz"])
 def test_unknown_kind_of_data_is_refused(name):
     with pytest.raises(InputError, match="digits, emoji, npz:FILE, .* or tfds:FOLDER"):
         data.load(name, "train")
