@@ -103,8 +103,11 @@ def load(
         FolderSource.
 
     Raises:
-        InputError: no such folder, no pictures, or no such labels.
+        InputError: no such folder, no pictures, no such labels, or an unknown word.
     """
+    for key, word, words in (("labels", labels, LABELS), ("corrupt", corrupt, CORRUPT)):
+        if word not in words:
+            raise InputError(f"data.{key} {word!r} is unknown; use one of {', '.join(words)}")
     pictures.check_channels(image_shape)
     root = Path(address).expanduser()
     if not root.is_dir():
@@ -118,7 +121,7 @@ def load(
     else:
         listing = _scan(root, labels)
         files, numbers = listing.files, listing.labels
-        chosen = is_test(10, len(files)) == (split == "test")
+        chosen = is_test(10, len(files)) if split == "test" else ~is_test(10, len(files))
         if not chosen.any():
             raise InputError(
                 f"{root} has {len(files)} pictures, and every tenth is for testing, so there is "

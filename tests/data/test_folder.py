@@ -169,6 +169,12 @@ def test_nothing_is_refused_in_words(tmp_path):
     assert "1 or 3 channels, not 2" in refusal(tmp_path, "train", (4, 4, 2))
 
 
+def test_unknown_words_are_refused_with_the_known(tmp_path):
+    paint(tmp_path, ["a/1.png"])
+    assert "auto, folders, prefix, none" in refusal(tmp_path, "train", (), "folder")
+    assert "fail, skip" in refusal(tmp_path, "train", (), "none", "ignore")
+
+
 def corrupted(tmp_path, *broken: int) -> dict[str, np.ndarray]:
     names = [f"{i % 2}_{i}.png" for i in range(8)]
     pixels = paint(tmp_path, names)
