@@ -37,6 +37,9 @@ INSTALL_REQUIRES = [
     "safetensors>=0.6.1",  # weights in and out without torch; older ones hide a file's order
     "scikit-learn>=1.5",  # carries the digits images
     "tensorboardX>=2.6.2",
+    # Reads prepared data sets without TensorFlow. It uses importlib_resources undeclared.
+    "tensorflow-datasets>=4.9.10",
+    "importlib_resources>=6",
     "tqdm>=4.66",
 ]
 
@@ -54,9 +57,8 @@ EXTRAS_REQUIRE = {
     "cuda": [f"jax[cuda13]{JAX_RANGE}"],
     "cuda12": [f"jax[cuda12]{JAX_RANGE}"],
     "torch": ["torch>=2.10"],  # older ones can be made to run code by a file of weights
-    # Preparing public datasets only: training never imports TensorFlow.
-    # tensorflow-datasets uses importlib_resources without declaring it.
-    "tf": ["tensorflow>=2.18", "tensorflow-datasets>=4.9.10", "importlib_resources>=6"],
+    # Preparing public data sets, once: neither reading nor training imports TensorFlow.
+    "tf": ["tensorflow>=2.18"],
     "notebooks": ["notebook>=7", "nbmake>=1.5", "matplotlib>=3.9"],
 }
 

@@ -4,6 +4,7 @@ Rows of Table 2 as variants: T1000,linear,l_simple; linear,l_simple; linear (L_h
 l_simple (cosine); none (cosine, L_hybrid); l_vlb (cosine). All are trained for 500K steps.
 official is the file as it is: OpenAI's cifar10_uncond_50M_500K.pt; official,l_vlb is
 cifar10_uncond_vlb_50M_500K.pt.
+The data, once: python -m iddpm_jax.data.cifar10 --download
 """
 
 from iddpm_jax import config as base_config
@@ -21,7 +22,7 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
         ConfigDict.
     """
     config = base_config.base()
-    config.data.name = "npz:data/cifar10"
+    config.data.name = "tfds:cifar10"
     config.data.image_shape = (32, 32, 3)
     config.data.num_classes = 10
     config.model.dropout = 0.3

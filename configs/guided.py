@@ -60,7 +60,7 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
         ConfigDict.
     """
     config = base_config.base()
-    config.data.name = "npz:data/imagenet"
+    config.data.name = "folder:data/imagenet"
     config.data.num_classes = 1000
     config.diffusion.T = 1000
     config.diffusion.rescale_timesteps = False

@@ -34,7 +34,7 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
         ConfigDict.
     """
     config = base_config.base()
-    config.data.name = "npz:data/imagenet64"
+    config.data.name = "tfds:downsampled_imagenet/64x64"
     config.data.image_shape = (64, 64, 3)
     config.data.num_classes = 1000
     config.model.channel_mult = (1, 2, 3, 4)

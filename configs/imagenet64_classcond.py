@@ -23,7 +23,7 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
         ConfigDict.
     """
     config = base_config.base()
-    config.data.name = "npz:data/imagenet64_classes"
+    config.data.name = "tfds:imagenet_resized/64x64"
     config.data.image_shape = (64, 64, 3)
     config.data.num_classes = 1000
     config.diffusion.rescale_timesteps = False

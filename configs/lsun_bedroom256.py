@@ -26,7 +26,7 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
         ConfigDict.
     """
     config = base_config.base()
-    config.data.name = "npz:data/lsun_bedroom256"
+    config.data.name = "folder:data/lsun_bedroom"
     config.data.image_shape = (256, 256, 3)
     config.diffusion.T = 1000
     config.diffusion.schedule = "linear"

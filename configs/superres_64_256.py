@@ -18,7 +18,7 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
         ConfigDict.
     """
     config = base_config.base()
-    config.data.name = "npz:data/imagenet256"
+    config.data.name = "folder:data/imagenet"
     config.data.image_shape = (256, 256, 3)
     config.data.num_classes = 1000
     config.diffusion.schedule = "linear"

@@ -14,7 +14,7 @@ from iddpm_jax import config as configs
 from iddpm_jax import runtime
 from iddpm_jax.errors import InputError
 
-MODES = ("train", "sample", "nll", "convert")
+MODES = ("train", "sample", "nll", "convert", "data")
 
 HELP = """\
 Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal 2021).
@@ -28,6 +28,8 @@ Modes
   sample  draw samples from a trained workdir
   nll     measure bits/dim on the test split, term by term
   convert weights in files (OpenAI's .pt, or .safetensors) -> workdir, and back
+  data    show the data as the network will see them: counts, classes, values, labelled pictures
+          in the workdir's data/, images/s
 
 Examples
   Train on the built-in digits:
@@ -50,6 +52,10 @@ Examples
     python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights
     python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights \\
       --format safetensors
+  A look at your own pictures before training on them; CIFAR-10, once, to train on it:
+    python -m iddpm_jax.main --config configs/emoji.py --workdir runs/mine --mode data \\
+      --config.data.name=folder:PATH --config.data.image_shape='(32, 32, 3)'
+    python -m iddpm_jax.data.cifar10 --download
   A cascade: the samples of one model, enlarged by a super-resolution model:
     python -m iddpm_jax.main --workdir runs/large --mode sample --base SAMPLES.npz
 
@@ -58,7 +64,7 @@ Flags
                cosine, T1000, T4000, and those of the file. May be left out where the workdir
                holds a run.
   --workdir    folder of the run: its config, checkpoints, curves, samples and results
-  --mode       train, sample, nll or convert
+  --mode       train, sample, nll, convert or data
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
   --target     convert: a folder to write weights to
   --format     convert: pt (default) or safetensors
@@ -317,7 +323,7 @@ def _override(config: ConfigDict, overrides: list[str]) -> ConfigDict:
 def _check_same_run(old: ConfigDict, new: ConfigDict, path: Path, mode: str) -> None:
     converted = (path.parent / configs.CONVERTED).exists()
     if mode != "train":
-        free = configs.FREE_ON_READING
+        free = (*configs.FREE_ON_READING, *(["data."] if mode == "data" else []))
     elif converted and not (path.parent / "metrics.jsonl").exists():
         free = configs.FREE_AFTER_CONVERSION
     else:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
+import grain
 import jax
 import numpy as np
 import optax
@@ -120,7 +121,7 @@ def _image_shape_and_classes(config: ConfigDict) -> tuple[tuple[int, int, int], 
     """From the config where it says; the data, which need not be at hand, is asked for the rest."""
     shape, num_classes = tuple(config.data.image_shape), config.data.num_classes
     if not shape or (config.model.class_conditional and not num_classes):
-        source = data.load(config.data.name, "train")
+        source = _load(config, "train", shape)
         shape = shape or source.image_shape
         num_classes = num_classes or len(source.class_names)
         if config.model.class_conditional and not num_classes:
@@ -193,7 +194,7 @@ def load_data(config: ConfigDict, model: Model, split: str) -> data.Source:
         InputError: no such data, other image shape, or more classes than the model has.
     """
     name = config.data.name
-    source = data.load(name, split, model.image_shape)
+    source = _load(config, split, model.image_shape)
     if source.image_shape != model.image_shape:
         found, wanted = ("x".join(map(str, s)) for s in (source.image_shape, model.image_shape))
         raise InputError(
@@ -211,6 +212,44 @@ def load_data(config: ConfigDict, model: Model, split: str) -> data.Source:
             f"{model.num_classes} (data.num_classes); use other data or another model"
         )
     return source
+
+
+def _load(config: ConfigDict, split: str, image_shape: tuple[int, ...]) -> data.Source:
+    settings = config.data
+    return data.load(
+        settings.name, split, image_shape, settings.labels, settings.corrupt, settings.tfds_dir
+    )
+
+
+def training_batches(
+    config: ConfigDict, source: data.Source, process: int = 0, processes: int = 1
+) -> grain.DatasetIterator:
+    """Batches as the config asks for; see data.training_batches.
+
+    Args:
+        config: its seed, its data part and train.batch_size are read.
+        source: training split.
+        process: this one's number.
+        processes: how many share each batch.
+
+    Returns:
+        Iterator over this process's part of each batch.
+
+    Raises:
+        InputError: see data.training_batches.
+    """
+    settings = config.data
+    return data.training_batches(
+        source,
+        config.train.batch_size,
+        config.seed,
+        settings.random_flip,
+        settings.random_crop,
+        process,
+        processes,
+        settings.num_threads,
+        settings.prefetch_batches,
+    )
 
 
 def _check_trains_variance(objective: Objective, parametrization: Parametrization) -> None:

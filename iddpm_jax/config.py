@@ -24,15 +24,30 @@ def base() -> ConfigDict:
     c.init_from = ""
 
     c.data = ConfigDict()
-    # "digits" (8x8 grey, 10 classes), "emoji" (32x32 colour, 9 classes) or "npz:" and a path, to a
-    # file of arr_0 (uint8 [N, H, W, C]) and arr_1 (classes), or a folder of train.npz and test.npz
+    # "digits" (8x8 grey, 10 classes), "emoji" (32x32 colour, 9 classes);
+    # "folder:PATH": pictures, also in subfolders; subfolders train and test (or val) are the
+    #   splits, else every tenth picture is for testing;
+    # "tfds:NAME", or "tfds:PATH" of one version: a TFDS data set prepared as array_record;
+    # "npz:PATH": a file of arr_0 (uint8 [N, H, W, C]) and arr_1 (classes), of which every tenth is
+    #   for testing, or a folder of train.npz and test.npz
     c.data.name = "emoji"
-    # (height, width, channels) of the images, larger ones being averaged down; (): as the data has
+    # (height, width, channels) of the images; (): as the data has. Larger arrays are averaged down;
+    # pictures of folders and TFDS are halved, resized (bicubic) and cropped to it, as OpenAI's are
     c.data.image_shape = ()
     c.data.num_classes = 0  # classes of the data; 0: as the data has
     c.data.random_flip = (
         False  # mirror training images left to right at random; never in evaluation
     )
+    # Smallest share of a picture's shorter side that a random crop keeps, in training only;
+    # guided-diffusion's is 0.8; 0: no random crops
+    c.data.random_crop = 0.0
+    # Class of a picture in a folder: its "folders" (the first below the data's), "prefix" of its
+    # name (up to the first underscore, as OpenAI's), "none"; "auto" finds out
+    c.data.labels = "auto"
+    c.data.corrupt = "fail"  # a file that is no picture: "fail", or "skip" to take the next one
+    c.data.tfds_dir = ""  # folder of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+    c.data.num_threads = 2  # that read pictures, a batch each; about as many as cores
+    c.data.prefetch_batches = 8  # batches read ahead, in memory
 
     c.diffusion = ConfigDict()
     c.diffusion.T = 4000  # number of steps; paper: 4000, and 1000 for comparison
@@ -149,6 +164,8 @@ def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 # Closed words of keys that no other code checks.
 _CHOICES = {
+    "data.labels": ("auto", "folders", "prefix", "none"),
+    "data.corrupt": ("fail", "skip"),
     "loss.timesteps": ("uniform", "importance"),
     "model.attention_order": ("heads_first", "qkv_first"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -164,7 +181,7 @@ _AT_LEAST = {
             "train.batch_size train.microbatches train.fsdp train.log_every_steps "
             "train.evaluate_images "
             "train.keep_checkpoints train.checkpoint_every_steps sample.count "
-            "sample.batch_size nll.batch_size"
+            "sample.batch_size nll.batch_size data.num_threads data.prefetch_batches"
         ).split(),
         1,
     ),
@@ -180,7 +197,8 @@ _AT_LEAST = {
     ),
 }
 _FROM_0_TO_1 = (
-    "loss.uniform_share model.dropout model.label_dropout sample.eta sample.ema_rate nll.ema_rate"
+    "loss.uniform_share model.dropout model.label_dropout sample.eta sample.ema_rate nll.ema_rate "
+    "data.random_crop"
 ).split()
 _TUPLES_OF = {"train.ema_rates": (float,), "model.channel_mult": (int, float)}  # the rest: int
 
@@ -281,19 +299,24 @@ CONVERTED = "converted.json"
 # Empty, these take what the data have; a workdir has them filled in.
 FROM_DATA = ("data.image_shape", "data.num_classes")
 
+# How data are read, not what they are.
+_READING = ("data.corrupt", "data.tfds_dir", "data.num_threads", "data.prefetch_batches")
+
 # A run may go on with other values of these; any other change makes it another run.
 FREE_ON_RESUME = (
     *"sample. nll. train.steps train.keep_ train.evaluate_ train.fsdp train.hang_seconds".split(),
+    *_READING,
 )
 
 # Samples and likelihoods do not ask which data the run was trained on, nor in which precision.
-FREE_ON_READING = (*FREE_ON_RESUME, "data.name", "model.dtype", "model.remat")
+FREE_ON_READING = (*FREE_ON_RESUME, "data.name", "data.labels", "model.dtype", "model.remat")
 
 # Converted weights that have not been trained here yet may be fine-tuned as one likes, short of
 # what would change the arrays of the train state.
 FREE_AFTER_CONVERSION = (
     *FREE_ON_RESUME,
-    *"seed data.name data.random_flip model.dropout model.remat loss.vlb_weight".split(),
+    *"seed data.name data.labels data.random_flip data.random_crop".split(),
+    *"model.dropout model.remat loss.vlb_weight".split(),
     *"train.batch_size train.microbatches train.learning_rate train.warmup_steps".split(),
     *"train.weight_decay train.low_res_noise loss.uniform_share".split(),
 )

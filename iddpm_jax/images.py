@@ -1,5 +1,6 @@
 """Pictures between files and arrays: 8 bit, resizing, grids, PNG."""
 
+import math
 from pathlib import Path
 
 import jax
@@ -19,26 +20,57 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.clip((np.asarray(x, np.float32) + 1.0) * 127.5, 0, 255).astype(np.uint8)
 
 
-def prepare(image: Image.Image, resolution: int) -> np.ndarray:
-    """Square picture of a given size: halve while twice too large, bicubic, centre crop.
+def prepare(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """Picture of a given size: halve while twice too large, bicubic, centre crop.
 
-    As OpenAI's image_datasets.py.
+    As OpenAI's image_datasets.py, which knows squares only.
 
     Args:
-        image: any size, mode RGB.
-        resolution: height and width of the result, pixels.
+        image: any size, mode L or RGB.
+        height, width: of the result, pixels.
 
     Returns:
-        uint8 [resolution, resolution, 3].
+        uint8 [height, width] or [height, width, 3].
     """
-    while min(image.size) >= 2 * resolution:
+    pixels = _covering(image, height, width)
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    return pixels[top : top + height, left : left + width]
+
+
+def random_crop(
+    image: Image.Image, height: int, width: int, smallest: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Picture of a given size: a window of random size and place.
+
+    As guided-diffusion's random_crop_arr, for which smallest is 0.8.
+
+    Args:
+        image: any size, mode L or RGB.
+        height, width: of the result, pixels.
+        smallest: share of the largest window that fits which the window has at least, by side;
+            above 0, at most 1.
+        rng: gives size and place.
+
+    Returns:
+        uint8 [height, width] or [height, width, 3].
+    """
+    side = min(height, width)
+    larger = rng.integers(side, math.ceil(side / smallest), endpoint=True) / side
+    pixels = _covering(image, math.ceil(height * larger), math.ceil(width * larger))
+    top = rng.integers(pixels.shape[0] - height, endpoint=True)
+    left = rng.integers(pixels.shape[1] - width, endpoint=True)
+    return pixels[top : top + height, left : left + width]
+
+
+def _covering(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The smallest version of the picture that covers height x width."""
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = resolution / min(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    pixels = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-    top = (pixels.shape[0] - resolution) // 2
-    left = (pixels.shape[1] - resolution) // 2
-    return pixels[top : top + resolution, left : left + resolution]
+    scale = max(height / image.height, width / image.width)
+    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 def area_average(x: jax.Array, height: int, width: int) -> jax.Array:

@@ -41,7 +41,13 @@ def main(argv: list[str] | None = None) -> int:
             arguments.devices or runtime.cpu_devices(runtime.cpu_cores(), batches),
             runtime.cache_folder(),
         )
-        modes = {"train": _train, "sample": _sample, "nll": _nll, "convert": _convert}
+        modes = {
+            "train": _train,
+            "sample": _sample,
+            "nll": _nll,
+            "convert": _convert,
+            "data": _data,
+        }
         with runtime.join(arguments.cluster) if arguments.cluster else contextlib.nullcontext():
             modes[arguments.mode](arguments)
         return 0
@@ -181,6 +187,13 @@ def _measure(workdir: Path, run) -> tuple[str, Path]:
     return f"{nll.summary(likelihood)} in {dtype}", path
 
 
+def _data(arguments: Arguments) -> None:
+    from iddpm_jax import inspection
+
+    for line in inspection.inspect(arguments.config, arguments.workdir / "data"):
+        print(line)
+
+
 def _convert(arguments: Arguments) -> None:
     from iddpm_jax import build, convert
     from iddpm_jax.training import parallel, runs
@@ -232,7 +245,10 @@ def _end(settings: ConfigDict, run) -> list[str]:
 
 def _data_word(run) -> str:
     """The data's name as part of a file's."""
-    return re.sub(r"\W+", "-", run.config.data.name)
+    name = run.config.data.name
+    word = re.sub(r"\W+", "-", name)
+    # A path may be longer than a file's name can be.
+    return word if len(word) <= 60 else f"{word[:50]}-{zlib.crc32(name.encode()):08x}"
 
 
 def _joined(parts: list[str]) -> str:

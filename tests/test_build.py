@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_config import tiny
 
 from iddpm_jax import build
@@ -234,6 +235,50 @@ def test_data_of_another_shape_is_refused(shape):
     text = data_refusal(data__image_shape=shape, model__attention_resolutions=())
     for word in ("'digits'", "8x8x1", "x".join(map(str, shape)), "data.image_shape"):
         assert word in text
+
+
+def test_how_data_are_read_comes_from_the_config(tmp_path):
+    for i in range(20):
+        pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) + i
+        Image.fromarray(pixels).save(tmp_path / f"{i % 2}_{i:02d}.png")
+    (tmp_path / "0_08.png").write_bytes(b"no picture")
+    options = {"data__name": f"folder:{tmp_path}", "data__image_shape": (4, 4, 1)}
+    changes = {"model__attention_resolutions": (), "train__batch_size": 6}
+    config = tiny(**options, **changes, data__corrupt="skip", data__labels="none")
+    config.model.class_conditional = False
+    source = build.load_data(config, build.model(config), "train")
+    assert source.class_names == () and source.image_shape == (4, 4, 1)
+    batches = build.training_batches(config, source, 1, 3)
+    assert next(batches)["image"].shape == (2, 4, 4, 1)
+    config.data.corrupt = "fail"
+    source = build.load_data(config, build.model(config), "train")
+    with pytest.raises(InputError, match=r"0_08\.png cannot be read"):
+        [source[i] for i in range(len(source))]
+    assert build.model(tiny(**options, **changes)).num_classes == 2
+
+
+def test_crops_and_flips_come_from_the_config():
+    def batch(**changes):
+        config = tiny(**changes)
+        source = build.load_data(config, build.model(config), "train")
+        return next(build.training_batches(config, source))
+
+    plain, flipped, cropped = batch(), batch(data__random_flip=True), batch(data__random_crop=0.5)
+    mirrored = (flipped["image"] == plain["image"][:, :, ::-1]).all(axis=(1, 2, 3))
+    same = (flipped["image"] == plain["image"]).all(axis=(1, 2, 3))
+    assert (mirrored | same).all() and mirrored.any() and same.any()
+    assert (cropped["image"] != plain["image"]).any(axis=(1, 2, 3)).mean() > 0.5
+    for other in (flipped, cropped):
+        np.testing.assert_array_equal(other["label"], plain["label"])
+
+
+def test_evaluation_is_neither_mirrored_nor_cropped():
+    config = tiny(data__random_flip=True, data__random_crop=0.5)
+    for split in ("train", "test"):
+        source = build.load_data(config, build.model(config), split)
+        plain = build.load_data(tiny(), build.model(tiny()), split)
+        for i in range(0, len(source), 50):
+            np.testing.assert_array_equal(source[i]["image"], plain[i]["image"])
 
 
 def test_data_with_more_classes_than_the_model_is_refused():

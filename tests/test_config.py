@@ -17,7 +17,7 @@ FILES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py")
 KEYS = dict(configs.flat(configs.base()))
 NUMBERS = [key for key, value in KEYS.items() if type(value) in (int, float)]
 FLOATS = [key for key, value in KEYS.items() if type(value) is float]
-PATHS = ("init_from", "sample.base")
+PATHS = ("init_from", "sample.base", "data.tfds_dir")
 WORDS = [key for key, value in KEYS.items() if type(value) is str and key not in PATHS]
 TUPLES = [key for key, value in KEYS.items() if type(value) is tuple]
 
@@ -128,7 +128,7 @@ def test_tuple_with_one_wrong_element_is_refused_by_name(key):
     "key",
     (
         "loss.uniform_share model.dropout model.label_dropout sample.eta sample.ema_rate "
-        "nll.ema_rate"
+        "nll.ema_rate data.random_crop"
     ).split(),
 )
 def test_share_above_one_is_refused_by_name(key):
@@ -354,7 +354,8 @@ FREE = [
     in (
         "train.steps train.fsdp train.hang_seconds train.keep_checkpoints train.log_every_steps "
         "train.sample_every_steps train.checkpoint_every_steps train.keep_best "
-        "train.keep_every_steps train.evaluate_every_steps train.evaluate_images"
+        "train.keep_every_steps train.evaluate_every_steps train.evaluate_images data.corrupt "
+        "data.tfds_dir data.num_threads data.prefetch_batches"
     ).split()
 ]
 

@@ -6,7 +6,15 @@ import pytest
 from golden_cases import OUTPUT, assert_close, cases, load, to_nchw, to_nhwc
 from PIL import Image
 
-from iddpm_jax.images import area_average, grid, prepare, to_float, to_uint8, write_png
+from iddpm_jax.images import (
+    area_average,
+    grid,
+    prepare,
+    random_crop,
+    to_float,
+    to_uint8,
+    write_png,
+)
 
 FILE = "09_extras.npz"
 AREA = cases(FILE, "area_downsample")
@@ -73,7 +81,7 @@ def test_area_average_of_other_shapes_is_the_mean_of_each_bin(rng):
 @pytest.mark.parametrize("name, case", PREPARED, ids=[name for name, _ in PREPARED])
 def test_prepare_matches_recording(name, case):
     pixels = load(FILE)[f"{name}/pixels"]
-    prepared = prepare(Image.fromarray(pixels), case["resolution"])
+    prepared = prepare(Image.fromarray(pixels), case["resolution"], case["resolution"])
     assert prepared.dtype == np.uint8
     scaled = prepared.astype(np.float32) / 127.5 - 1
     np.testing.assert_array_equal(to_nchw(scaled), load(FILE)[f"{name}/prepared"])
@@ -81,20 +89,77 @@ def test_prepare_matches_recording(name, case):
 
 def test_prepare_leaves_a_picture_of_the_right_size_alone(rng):
     pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(prepare(Image.fromarray(pixels), 12), pixels)
+    np.testing.assert_array_equal(prepare(Image.fromarray(pixels), 12, 12), pixels)
 
 
 def test_prepare_halves_by_averages_from_exactly_twice_the_size(rng):
     pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     doubled = np.kron(pixels, np.ones((2, 2, 1), np.uint8))
-    np.testing.assert_array_equal(prepare(Image.fromarray(doubled), 16), pixels)
+    np.testing.assert_array_equal(prepare(Image.fromarray(doubled), 16, 16), pixels)
 
 
 def test_prepare_enlarges_a_small_picture():
     pixels = np.full((5, 9, 3), 77, np.uint8)
     np.testing.assert_array_equal(
-        prepare(Image.fromarray(pixels), 16), np.full((16, 16, 3), 77, np.uint8)
+        prepare(Image.fromarray(pixels), 16, 16), np.full((16, 16, 3), 77, np.uint8)
     )
+
+
+@pytest.mark.parametrize("size", [(6, 10), (12, 20), (17, 20), (12, 31), (48, 80)])
+def test_prepare_to_a_rectangle_keeps_the_middle(size):
+    # A ramp to the right that is the same in all rows: what is left lies around its middle.
+    ramp = np.linspace(0, 250, size[1])[None].repeat(size[0], 0)
+    prepared = prepare(Image.fromarray(np.rint(ramp).astype(np.uint8)), 6, 10)
+    assert prepared.shape == (6, 10)
+    # Columns are as far apart as the picture is scaled, but for edges and rounding.
+    step = 250 / (size[1] - 1) * min(size[0] / 6, size[1] / 10)
+    expected = 125 + step * (np.arange(10) - 4.5)
+    assert np.abs(prepared.astype(float) - expected)[:, 1:-1].max() < step * 0.75 + 1
+
+
+def test_prepare_of_grey_is_prepare_of_each_colour(rng):
+    pixels = rng.integers(0, 256, (23, 31), dtype=np.uint8)
+    colour = prepare(Image.fromarray(pixels[..., None].repeat(3, -1)), 8, 9)
+    grey = prepare(Image.fromarray(pixels), 8, 9)
+    np.testing.assert_array_equal(colour, np.stack([grey] * 3, -1))
+
+
+def test_random_crop_of_everything_is_a_window_of_the_prepared_picture(rng):
+    pixels = rng.integers(0, 256, (8, 20), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    seen = set()
+    for _ in range(200):
+        cropped = random_crop(picture, 8, 8, 1.0, rng)
+        left = [i for i in range(13) if (pixels[:, i : i + 8] == cropped).all()]
+        assert len(left) == 1
+        seen.update(left)
+    assert seen == set(range(13))
+
+
+def test_random_crop_keeps_at_least_the_share_asked_for(rng):
+    # Two ramps, down and right: the corners of the result say where the window was.
+    rows, columns = np.meshgrid(np.arange(240), np.arange(240), indexing="ij")
+    picture = Image.fromarray(np.stack([rows, columns, 0 * rows], -1).astype(np.uint8))
+    shares, tops = [], []
+    for _ in range(300):
+        cropped = random_crop(picture, 30, 30, 0.5, rng).astype(float)
+        height, width = (np.ptp(cropped[5:25, 5:25, i]) * 30 / 19 / 240 for i in (0, 1))
+        assert abs(height - width) < 0.03
+        shares.append(height)
+        tops.append(cropped[0, 0, 0])
+    # Sizes from 30 to 60 cut down to 30: from all to half of the picture.
+    assert 0.48 < min(shares) < 0.52 and 0.96 < max(shares) < 1.03
+    assert min(tops) < 10 and max(tops) > 90
+
+
+@pytest.mark.parametrize("size, smallest", [((5, 9), 0.8), ((40, 33), 0.3), ((64, 200), 0.9)])
+@pytest.mark.parametrize("shape", [(16, 16), (12, 20), (21, 8)])
+def test_random_crop_has_the_size_asked_for(rng, size, smallest, shape):
+    picture = Image.fromarray(np.full((*size, 3), 77, np.uint8))
+    for _ in range(20):
+        np.testing.assert_array_equal(
+            random_crop(picture, *shape, smallest, rng), np.full((*shape, 3), 77, np.uint8)
+        )
 
 
 @pytest.mark.parametrize("channels", [1, 3])

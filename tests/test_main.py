@@ -1,12 +1,14 @@
 """The command line: what it accepts, and that bad input costs one line and nothing else."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from iddpm_jax import arguments, main, runtime, variants
+from iddpm_jax import arguments, inspection, main, runtime, variants
 from iddpm_jax import config as configs
 from iddpm_jax.errors import DivergedError
 from iddpm_jax.training import loop
@@ -403,6 +405,34 @@ def test_last_of_two_overrides_counts(cli, workdir, trained):
     code, _, err = cli("--config", DIGITS, "--workdir", workdir, *arguments)
     assert (code, err) == (0, "")
     assert trained[0].train.steps == 6
+
+
+def test_looking_at_the_data_starts_no_run(cli, workdir, monkeypatch):
+    monkeypatch.setattr(inspection, "_SECONDS", 0.1)
+    code, out, err = cli("--config", DIGITS, "--workdir", workdir, "--mode", "data")
+    assert code == 0, err
+    assert "train: 1,438 pictures" in out and str(workdir / "data" / "test.png") in out
+    names = {path.relative_to(workdir).as_posix() for path in workdir.rglob("*")}
+    assert names == {"data", "data/training.png", "data/test.png"}
+
+
+@pytest.mark.parametrize("name", ["digits", "folder:/a/b c", "tfds:cifar10", "npz:" + "/ab" * 99])
+def test_any_name_of_data_fits_into_the_name_of_a_file(name):
+    run = SimpleNamespace(config=configs.base())
+    run.config.data.name = name
+    word = main._data_word(run)
+    assert re.fullmatch(r"[\w-]{1,60}", word)
+    assert word == name if name == "digits" else word != name
+    run.config.data.name = name + "x"
+    assert main._data_word(run) != word
+
+
+def test_stored_run_may_look_at_other_data(cli, workdir):
+    stored = store_run(workdir)
+    mode = ["--workdir", workdir, "--mode", "data"]
+    code, out, err = cli(*mode, "--config.data.name=npz:none", "--config.data.random_crop=0.8")
+    assert code == 2 and "none does not exist" in err
+    assert (workdir / "config.json").read_bytes() == stored
 
 
 @pytest.mark.parametrize("given", [[], ["--config", DIGITS]], ids=["alone", "with_config"])

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from iddpm_jax import build, data
+from iddpm_jax import build
 from iddpm_jax.errors import DivergedError
 from iddpm_jax.models.layout import layout
 from iddpm_jax.training import loss_scale
@@ -80,14 +80,7 @@ def train(
     check_batch(mesh, settings.batch_size, settings.microbatches)
     check_processes(config.to_json())
     source = build.load_data(config, model, "train")
-    batches = data.training_batches(
-        source,
-        settings.batch_size,
-        config.seed,
-        config.data.random_flip,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
+    batches = build.training_batches(config, source, jax.process_index(), jax.process_count())
     kept = (settings.keep_checkpoints, settings.keep_best, settings.keep_every_steps)
     with Checkpoints(workdir / "checkpoints", *kept) as checkpoints:
         if checkpoints.latest is None:
