@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from iddpm_jax import build
-from iddpm_jax.errors import DivergedError
+from iddpm_jax.errors import DivergedError, InputError
 from iddpm_jax.models.layout import layout
 from iddpm_jax.training import loss_scale
 from iddpm_jax.training.checkpoint import Checkpoints
@@ -152,9 +152,18 @@ def run_steps(
             _check_finite(now, metrics, checkpoints)
             reporter.step(now, metrics)
 
-    def next_batch() -> dict[str, jax.Array]:
-        begin = time.monotonic()
-        share = next(batches)
+    def save(step: int, position: dict, metric: float | None = None) -> None:
+        checkpoints.save(step, state, position, config.to_dict(), metric=metric)
+
+    def next_batch(step: int) -> dict[str, jax.Array]:
+        begin, position = time.monotonic(), batches.get_state()
+        try:
+            share = next(batches)
+        except InputError:
+            if jax.process_count() == 1 and in_flight:  # the others would not save with this one
+                report_down_to(0)
+                save(step - 1, position)
+            raise
         if not in_flight or in_flight[-1][1]["loss"].is_ready():
             reporter.waited(time.monotonic() - begin)  # with no step left to work on
         return share_to_devices(mesh, share)
@@ -172,7 +181,7 @@ def run_steps(
     for now in range(int(state.step) + 1, settings.steps + 1):
         # The devices are at work on a step while the host reads the one before and brings the
         # batch of the next.
-        state, metrics = step(state, next_batch())
+        state, metrics = step(state, next_batch(now))
         in_flight.append((now, metrics))
         report_down_to(1)
 
@@ -184,15 +193,14 @@ def run_steps(
             with aside():
                 bits_per_dim = hooks.evaluate(state)
             reporter.evaluated(f"{config.nll.split}_bits_per_dim", bits_per_dim)
-        save = ends or bits_per_dim is not None or _due(now, settings.checkpoint_every_steps)
+        store = ends or bits_per_dim is not None or _due(now, settings.checkpoint_every_steps)
         show = _due(now, settings.sample_every_steps)
-        if not (save or show):
+        if not (store or show):
             continue
         report_down_to(0)
         with aside():
-            if save:
-                position = batches.get_state()
-                checkpoints.save(now, state, position, config.to_dict(), metric=bits_per_dim)
+            if store:
+                save(now, batches.get_state(), bits_per_dim)
             if show and stopping is None:
                 weights = state.weights(config.sample.ema_rate)
                 reporter.image(now, "samples", hooks.preview(weights, now))

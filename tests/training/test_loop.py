@@ -15,6 +15,7 @@ from tiny_config import tiny
 from iddpm_jax import build, data
 from iddpm_jax import config as configs
 from iddpm_jax.errors import DivergedError, InputError
+from iddpm_jax.images import write_png
 from iddpm_jax.training import loop, runs
 from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.parallel import make_mesh
@@ -246,3 +247,27 @@ def test_old_checkpoints_are_removed(tmp_path):
     train(config, tmp_path, no_preview)
     kept = sorted(f.name for f in (tmp_path / "checkpoints").iterdir())
     assert kept == ["4", "6"]
+
+
+def test_picture_that_cannot_be_read_costs_no_step(tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "pictures"
+    for i in range(64):
+        write_png(folder / "train" / f"a_{i}.png", rng.integers(0, 256, (8, 8, 3), np.uint8))
+    (folder / "test").mkdir()
+    shutil.copy(folder / "train" / "a_0.png", folder / "test")
+    (folder / "train" / "a_7.png").write_bytes(b"no picture")
+    config = tiny(
+        data__name=f"folder:{folder}", model__class_conditional=False, train__steps=5, seed=1
+    )
+    with pytest.raises(InputError, match="a_7.png") as error:
+        train(config, tmp_path / "run", no_preview)
+    assert "\n" not in str(error.value)
+    with Checkpoints(tmp_path / "run" / "checkpoints", None) as checkpoints:
+        saved = checkpoints.latest
+    assert (
+        1 <= saved < 4
+    )  # one of the first four batches has the picture, with this seed a late one
+    skipping = config.copy_and_resolve_references()
+    skipping.data.corrupt = "skip"
+    resumed = jax.device_get(train(skipping, tmp_path / "run", no_preview))
+    assert_same(resumed, jax.device_get(train(skipping, tmp_path / "straight", no_preview)))
