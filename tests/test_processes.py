@@ -32,6 +32,13 @@ CONFIG = (
     "--config.train.checkpoint_every_steps=10",
     "--config.train.sample_every_steps=15",
 )
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "PYTHON": sys.executable,
+    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+}
 PATIENCE = 240  # s, for machines that are busy
 
 
@@ -48,8 +55,6 @@ class Processes:
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "iddpm_jax.main", "--workdir", str(workdir), *flags]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(jax.config.jax_compilation_cache_dir)
         self._workdir, self._logs, self._children = workdir, [], []
         for i in range(count):
             cluster = ["--coordinator", f"localhost:{port}", "--num_processes", str(count)]
@@ -57,7 +62,7 @@ class Processes:
             self._logs.append(workdir.with_name(f"{workdir.name}.{len(cluster)}.{i}.{port}"))
             with self._logs[-1].open("w") as log:
                 child = subprocess.Popen(
-                    [*command, *cluster], cwd=ROOT, env=environment, stdout=log, stderr=log
+                    [*command, *cluster], cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log
                 )
             self._children.append(child)
 
@@ -105,19 +110,23 @@ def relative_difference(a, b):
     return norm(jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), a, b)) / norm(b)
 
 
-def run_to_end(workdir, count, *flags):
-    with Processes(workdir, count, *flags) as processes:
-        results = processes.wait()
-    assert [code for code, _ in results] == [0] * count, results
-    return [output for _, output in results]
+def run_alone(workdir, *flags):
+    """Output of a run of one process."""
+    with Processes(workdir, 1, *flags) as processes:
+        [(code, output)] = processes.wait()
+    assert code == 0, output
+    return output
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Workdirs of the same 20 steps by one process of four devices, and by two of two."""
     folder, steps = tmp_path_factory.mktemp("processes"), "--config.train.steps=20"
-    run_to_end(folder / "one", 1, *CONFIG, steps, "--devices=4")
-    outputs = run_to_end(folder / "two", 2, *CONFIG, steps, "--devices=2")
+    run_alone(folder / "one", *CONFIG, steps, "--devices=4")
+    launcher = [ROOT / "launch" / "local.sh", "--processes=2", f"--logs={folder}", "--"]
+    flags = [f"--workdir={folder / 'two'}", *CONFIG, steps, "--devices=2"]
+    subprocess.run([*launcher, *flags], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=PATIENCE)
+    outputs = [(folder / f"process_{i}.log").read_text() for i in range(2)]
     assert "Trained to step 20" in outputs[0]
     assert "Trained" not in outputs[1] and "step/s" not in outputs[1]
     return folder / "one", folder / "two"
@@ -174,7 +183,7 @@ def test_death_and_notice_lose_no_step(tmp_path):
     assert re.search(r"continuing from step [1-9]\d*0\b", results[0][1])
 
     # One process of four devices goes on, at the same place in the data.
-    output = run_to_end(workdir, 1, f"--config.train.steps={saved + 2}", "--devices=4")[0]
+    output = run_alone(workdir, f"--config.train.steps={saved + 2}", "--devices=4")
     assert f"continuing from step {saved}" in output
     rows = rows_of(workdir)
     assert len(rows) == len({row["step"] for row in rows})
@@ -190,7 +199,7 @@ def test_processes_with_different_flags_are_refused(tmp_path):
         subprocess.Popen(
             [*command, f"--process_id={i}", f"--config.seed={i}"],
             cwd=ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+            env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
