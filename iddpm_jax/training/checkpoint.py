@@ -1,5 +1,6 @@
 """Checkpoints: the train state with the position in the data and the config, by orbax."""
 
+import contextlib
 import errno
 import functools
 import itertools
@@ -68,7 +69,8 @@ class Checkpoints:
                 raise
         finally:
             self._thread.shutdown()
-            self._checkpointer.close()
+            with contextlib.suppress(OSError, ValueError):  # once more of what wait has told
+                self._checkpointer.close()
 
     @property
     def steps(self) -> list[int]:
