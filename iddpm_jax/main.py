@@ -39,9 +39,10 @@ def main(argv: list[str] | None = None) -> int:
             arguments.devices or runtime.cpu_devices(runtime.cpu_cores(), batches),
             runtime.cache_folder(),
         )
-        {"train": _train, "sample": _sample, "nll": _nll, "convert": _convert}[arguments.mode](
-            arguments
-        )
+        if arguments.mode == "train":
+            _train(config, arguments.workdir)
+        else:
+            {"sample": _sample, "nll": _nll, "convert": _convert}[arguments.mode](arguments)
         return 0
     except (InputError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _train(arguments: Arguments) -> None:
+def _train(config: ConfigDict, workdir: Path) -> None:
     import jax
 
     from iddpm_jax import build, data
@@ -65,7 +66,6 @@ def _train(arguments: Arguments) -> None:
     from iddpm_jax.images import write_png
     from iddpm_jax.training import loop, parallel, runs
 
-    config, workdir = arguments.config, arguments.workdir
     # Everything that can be refused is refused before the workdir becomes this run's.
     model = build.model(config)
     mesh = parallel.make_mesh()

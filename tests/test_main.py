@@ -64,7 +64,7 @@ def record_train(monkeypatch):
     """Configs that reached the training loop, which is left out."""
     configs_seen = []
 
-    def train(config, model, mesh, workdir, preview):
+    def train(config, model, mesh, workdir, preview, evaluate):
         configs_seen.append(config)
 
     monkeypatch.setattr(loop, "train", train)
@@ -335,6 +335,19 @@ def test_workdir_without_checkpoints_is_refused(cli, tmp_path, workdir, mode, gi
     assert_refused(cli, tmp_path, arguments, "holds no checkpoint", "--mode train")
 
 
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--checkpoint", "best"], ["--checkpoint is for", "leave it out"]),
+        (["--mode", "sample", "--checkpoint", "worst"], ["'worst'", "best, or a step"]),
+        (["--mode", "nll", "--checkpoint", "-1"], ["--checkpoint"]),
+    ],
+)
+def test_checkpoint_flag_is_checked(cli, tmp_path, workdir, flags, words):
+    store_run(workdir)
+    assert_refused(cli, tmp_path, ["--workdir", workdir, *flags], *words)
+
+
 @pytest.mark.parametrize("mode", ["sample", "nll"])
 def test_new_workdir_with_a_config_holds_no_checkpoints(cli, tmp_path, workdir, mode):
     arguments = ["--config", DIGITS, "--workdir", workdir, "--mode", mode]
@@ -443,7 +456,7 @@ def test_bad_config_is_refused_before_jax_is_set_up(cli, tmp_path, workdir, conf
 
 
 def test_diverged_run_ends_with_exit_code_1(cli, workdir, monkeypatch):
-    def train(config, model, mesh, workdir, preview):
+    def train(config, model, mesh, workdir, preview, evaluate):
         raise DivergedError("the loss is not finite at step 7")
 
     monkeypatch.setattr(loop, "train", train)
