@@ -306,6 +306,9 @@ def _quieten_orbax() -> None:
     later, in exceptions that nobody waits for.
     """
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
     others = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
