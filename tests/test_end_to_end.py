@@ -120,7 +120,8 @@ def test_truncated_checkpoints_cost_a_line_each(trained, tmp_path):
 
     result = truncate("6")
     assert result.returncode == 0 and "step00000003" in result.stdout
-    assert result.stderr.startswith("warning: checkpoint") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("warning: checkpoint")
+    assert "Traceback" not in result.stderr and "Exception" not in result.stderr.split("\n", 1)[1]
     result = truncate("3")
     assert result.returncode == 2
     assert "\nerror: checkpoint" in result.stderr and result.stderr.count("\n") == 2
@@ -147,3 +148,16 @@ def test_killed_run_goes_on_from_its_last_checkpoint(trained, tmp_path):
     result = use((tmp_path / "w", cache, ""), f"--config.train.steps={last + 1}")
     assert result.returncode == 0, result.stderr
     assert f"continuing from step {last}" in result.stdout
+
+
+def test_runs_killed_at_random_moments_end_as_if_never_killed(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "benchmarks/kills.py", "--kills", "3", "--only-check"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "'kills': 3" in result.stdout

@@ -354,6 +354,19 @@ def test_workdir_without_checkpoints_is_refused(cli, tmp_path, workdir, mode, gi
     assert_refused(cli, tmp_path, arguments, "holds no checkpoint", "--mode train")
 
 
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--checkpoint", "best"], ["--checkpoint is for", "leave it out"]),
+        (["--mode", "sample", "--checkpoint", "worst"], ["'worst'", "best, or a step"]),
+        (["--mode", "nll", "--checkpoint", "-1"], ["--checkpoint"]),
+    ],
+)
+def test_checkpoint_flag_is_checked(cli, tmp_path, workdir, flags, words):
+    store_run(workdir)
+    assert_refused(cli, tmp_path, ["--workdir", workdir, *flags], *words)
+
+
 @pytest.mark.parametrize("mode", ["sample", "nll"])
 def test_new_workdir_with_a_config_holds_no_checkpoints(cli, tmp_path, workdir, mode):
     arguments = ["--config", DIGITS, "--workdir", workdir, "--mode", mode]

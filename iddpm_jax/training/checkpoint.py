@@ -1,5 +1,6 @@
 """Checkpoints: the train state with the position in the data and the config, by orbax."""
 
+import contextlib
 import errno
 import functools
 import itertools
@@ -68,7 +69,8 @@ class Checkpoints:
                 raise
         finally:
             self._thread.shutdown()
-            self._checkpointer.close()
+            with contextlib.suppress(OSError, ValueError):  # once more of what wait has told
+                self._checkpointer.close()
 
     @property
     def steps(self) -> list[int]:
@@ -112,19 +114,27 @@ class Checkpoints:
             metric: bits/dim, where they were measured.
 
         Raises:
-            InputError: the save before could not be written.
+            InputError: this save or the one before could not be written.
         """
         self.wait()
+        leaves = jax.tree.leaves(state)
+        alone = jax.process_count() == 1 and all(a.is_fully_replicated for a in leaves)
+        if alone:  # what one device holds is enough
+            state = jax.tree.map(lambda a: a.addressable_data(0), state)
         if donated:
-            state = self._snapshot = _snapshot(state, self._snapshot)
+            state = self._snapshot = _copy(state, self._snapshot)
         metrics = {METRIC: metric} if metric is not None and math.isfinite(metric) else None
         meta = {"position": position, "config": config}
         self._saving = step
-        if jax.process_count() == 1:
+        if alone:
             self._started = self._thread.submit(self._write, step, state, meta, metrics)
         else:
-            # Checksums and orbax's barriers are collectives then: all of them in one order.
-            self._write(step, state, meta, metrics)
+            # Shards are cut by programs of JAX, and several processes meet in collectives: from
+            # another thread, those of the next step and these would wait for each other.
+            try:
+                self._write(step, state, meta, metrics)
+            except Exception as error:  # as in wait
+                raise self._unwritten(step, error) from None
 
     def _write(self, step: int, state: TrainState, meta: dict, metrics: dict | None) -> None:
         meta = {**meta, "checksums": checksums(state)}
@@ -146,13 +156,16 @@ class Checkpoints:
                 started.result()
             self._checkpointer.wait()
         except Exception as error:  # orbax, tensorstore and the file system each raise their own
-            self._checkpointer.reload()
-            last = self._checkpointer.latest
-            whole = f"that of step {last.step} is whole" if last else "there is none before it"
-            raise InputError(
-                f"the checkpoint of step {step} could not be written ({_reason(error)}); {whole}; "
-                "once that is mended, the same command goes on from there"
-            ) from None
+            raise self._unwritten(step, error) from None
+
+    def _unwritten(self, step: int | None, error: Exception) -> InputError:
+        self._checkpointer.reload()
+        last = self._checkpointer.latest
+        whole = f"that of step {last.step} is whole" if last else "there is none before it"
+        return InputError(
+            f"the checkpoint of step {step} could not be written ({_reason(error)}); {whole}; "
+            "once that is mended, the same command goes on from there"
+        )
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict | None]:
         """Read a checkpoint: every array, compared with the checksum it was saved with.
@@ -253,12 +266,8 @@ def _metric_of(checkpoint: ocp.training.CheckpointMetadata) -> float:
     return checkpoint.metrics[METRIC]
 
 
-def _snapshot(state: TrainState, spare: TrainState | None) -> TrainState:
+def _copy(state: TrainState, spare: TrainState | None) -> TrainState:
     """A copy, whose buffers no later step overwrites.
-
-    Where every device holds the whole state and one process has them all, one device's copy is
-    enough. Virtual devices of a CPU share its memory's bandwidth, and this is what the loop waits
-    for.
 
     Args:
         state: to copy.
@@ -268,15 +277,13 @@ def _snapshot(state: TrainState, spare: TrainState | None) -> TrainState:
     Returns:
         The copy.
     """
-    if jax.process_count() == 1 and all(a.is_fully_replicated for a in jax.tree.leaves(state)):
-        state = jax.tree.map(lambda a: a.addressable_data(0), state)
     # Array by array: one program for all would take seconds to compile.
     if spare is None:
-        return jax.tree.map(_copy, state)
+        return jax.tree.map(_copy_array, state)
     return jax.tree.map(_copy_into, spare, state)
 
 
-_copy = jax.jit(jnp.copy)
+_copy_array = jax.jit(jnp.copy)
 _copy_into = jax.jit(lambda _, array: jnp.copy(array), donate_argnums=0, keep_unused=True)
 
 
@@ -299,6 +306,9 @@ def _quieten_orbax() -> None:
     later, in exceptions that nobody waits for.
     """
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "exception was never retrieved" not in record.getMessage()
+    )
     others = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

@@ -35,18 +35,41 @@ def checksums(tree: Any) -> dict[str, int]:
     return dict(zip(names, local.tolist(), strict=True))
 
 
-def _shard_sums(leaf: jax.Array) -> list[jax.Array]:
+def _shard_sums(leaf: jax.Array) -> list[jax.Array | int]:
     """Sums of the parts of a leaf that are here; of devices that hold the same, one counts."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     strides = tuple(math.prod(leaf.shape[axis + 1 :]) for axis in range(leaf.ndim))
     sums = []
     for shard in leaf.addressable_shards:
-        if shard.replica_id == 0:
+        if shard.replica_id != 0:
+            continue
+        if shard.data.shape == leaf.shape and shard.device.platform == "cpu":
+            sums.append(_sum_on_host(np.asarray(shard.data)))
+        else:
             starts = (part.start or 0 for part in shard.index)
             first = sum(start * stride for start, stride in zip(starts, strides, strict=True))
             sums.append(_sum(shard.data, np.uint32(first % 2**32), strides))
     return sums
+
+
+def _sum_on_host(array: np.ndarray) -> int:
+    """As _sum, for a whole array in the memory of the host, beside a step that is computed there.
+
+    JAX on a CPU must not be asked for this from another thread: its few threads may all wait for
+    each other in the step's collective while this program waits for one of them.
+    """
+    if array.dtype == bool:
+        array = array.view(np.uint8)
+    words = array.reshape(-1).view({1: np.uint8, 2: np.uint16}.get(array.itemsize, np.uint32))
+    total, size = 0, 2**16  # words at a time, in the cache
+    ramp = np.arange(min(size, words.size), dtype=np.uint32) * np.uint32(GOLDEN)
+    for start in range(0, words.size, size):
+        part = words[start : start + size].astype(np.uint32)
+        part += ramp[: part.size]
+        part += np.uint32(start * GOLDEN % 2**32)
+        total += int(_mix(part).sum(dtype=np.uint64))
+    return total
 
 
 @functools.partial(jax.jit, static_argnames="strides")
@@ -65,7 +88,7 @@ def _sum(part: jax.Array, first: jax.Array, strides: tuple[int, ...]) -> jax.Arr
     return jnp.sum(_mix(word.astype(jnp.uint32) + index * np.uint32(GOLDEN)), dtype=jnp.uint32)
 
 
-def _mix(word: jax.Array) -> jax.Array:
+def _mix(word: Any) -> Any:
     """The finaliser of MurmurHash3, a bijection of 32-bit words."""
     word = (word ^ (word >> 16)) * np.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * np.uint32(0xC2B2AE35)

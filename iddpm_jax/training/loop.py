@@ -72,7 +72,7 @@ def train(
         The final state, or None if the run was asked to stop early (it is saved).
 
     Raises:
-        InputError: no checkpoint of several that is whole, one that cannot be written, or a batch
+        InputError: no checkpoint that is whole, one that cannot be written, or a batch
             that the devices cannot share.
         DivergedError: the loss is not finite.
     """

@@ -83,6 +83,18 @@ def test_subset_has_the_same_entries_and_an_honest_error(model_and_params, whole
     assert part.standard_error > whole.standard_error
 
 
+def test_part_of_a_split_has_the_entries_of_the_whole(model_and_params, whole):
+    few = evaluate(tiny(nll__terms=0), *model_and_params, make_mesh(), False, count=5)
+    chosen = [0, 71, 143, 215, 287]  # 359 images / 5, from the first
+    np.testing.assert_allclose(few.l_t, whole.l_t[chosen], rtol=1e-4, atol=1e-6)
+    sampled = evaluate(tiny(nll__terms=2), *model_and_params, make_mesh(), False, count=5)
+    steps, _ = steps_of_images(359, 20, 2, 0)
+    expected = np.take_along_axis(whole.l_t[chosen], steps[chosen], axis=1)
+    found = np.take_along_axis(sampled.l_t, steps[chosen], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert np.isfinite(sampled.l_t).sum() == 10
+
+
 @pytest.mark.parametrize("K, terms", [(10, 7), (20, 6), (250, 100), (1000, 1), (5, 9), (8, 0)])
 def test_subset_estimate_is_unbiased(K, terms):
     steps, weight = steps_of_images(4000, K, terms, seed=1)

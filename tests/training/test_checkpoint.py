@@ -217,14 +217,16 @@ def test_full_disk_costs_one_line_and_no_checkpoint(small_disk, capfd, left):
     assert capfd.readouterr().err == ""
 
 
-def test_failed_save_is_told_when_leaving(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_failed_save_is_told_and_hides_no_other_failure(tmp_path, monkeypatch, fsdp):
     def fail(_):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(InputError, match="step 1 could not be written .No space.* none before it"):
         with Checkpoints(tmp_path, 1) as checkpoints:
             monkeypatch.setattr(checkpoint, "checksums", fail)
-            save(checkpoints, 1)
+            checkpoints.save(1, jax.device_put(state(1), shardings(1, fsdp)), None, {})
+    monkeypatch.undo()
     with pytest.raises(ZeroDivisionError):
         with Checkpoints(tmp_path, 1) as checkpoints:
             save(checkpoints, 1)

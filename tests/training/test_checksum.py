@@ -84,3 +84,8 @@ def test_any_flipped_bit_and_any_two_swapped_words_show():
             changed.reshape(-1).view(np.uint32)[word] ^= np.uint32(1 << bit)
             assert checksums(jnp.asarray(changed)) != before
     assert checksums(jnp.asarray(array[::-1])) != before
+
+
+def test_long_arrays_are_counted_to_their_end():
+    array = noise(2**16 + 3)
+    assert checksums(jnp.asarray(array)) == {"": expected(array)}

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from iddpm_jax.training.metrics import Means, Writer
+from iddpm_jax.training.metrics import Means, Reporter, Writer
 
 
 def step(loss: float, **more) -> dict[str, np.ndarray]:
@@ -89,3 +89,24 @@ def test_not_finite_numbers_become_null_and_empty(tmp_path):
         pass
     kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert kept == lines[:1]
+
+
+def test_columns_that_come_later_are_empty_before(tmp_path):
+    with Writer(tmp_path, 0) as writer:
+        writer.write({"step": 1, "loss": 2.0})
+        writer.write({"step": 2, "loss": 1.0, "test_bits_per_dim": 3.0})
+        writer.write({"step": 3, "loss": 0.5})
+    table = (tmp_path / "progress.csv").read_text().split()
+    assert table == ["step,loss,test_bits_per_dim", "1,2.0,", "2,1.0,3.0", "3,0.5,"]
+
+
+def test_measurement_gets_the_row_of_its_step(tmp_path):
+    with Reporter(tmp_path, 0, 6, 4, every=4) as reporter:
+        for now in range(1, 7):
+            if now == 3:
+                reporter.evaluated("test_bits_per_dim", 2.5)
+            vlb = {"l_simple": np.float32(1), "l_vlb": np.float32(1)}
+            reporter.step(now, step(float(now), **vlb))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = [(row["step"], row["loss"], row.get("test_bits_per_dim")) for row in rows]
+    assert found == [(3, 2.0, 2.5), (4, 4.0, None), (6, 5.5, None)]
