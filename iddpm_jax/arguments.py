@@ -12,7 +12,9 @@ from ml_collections import ConfigDict, config_flags
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
 
-MODES = ("train", "sample", "nll", "convert")
+MODES = ("train", "sample", "nll", "convert", "plan")
+PARTS = ("train", "sample", "all")
+"""What a plan compiles: the training step, the sampler, or both."""
 
 HELP = """\
 Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal 2021).
@@ -26,6 +28,7 @@ Modes
   sample  draw samples from a trained workdir
   nll     measure bits/dim on the test split, term by term
   convert weights in files (OpenAI's .pt, or .safetensors) -> workdir, and back
+  plan    what a config would cost on a TPU slice that is not there: memory, FLOPs, step time
 
 Examples
   Train on the built-in digits:
@@ -50,17 +53,22 @@ Examples
       --format safetensors
   A cascade: the samples of one model, enlarged by a super-resolution model:
     python -m iddpm_jax.main --workdir runs/large --mode sample --base SAMPLES.npz
+  Whether the paper's CIFAR-10 model fits on four TPU v5e chips, and how fast it can be:
+    python -m iddpm_jax.main --mode plan --config configs/cifar10.py --topology v5e:2x2
 
 Flags
   --config     a file in configs/, with variants after a colon: l_simple, l_hybrid, l_vlb, linear,
                cosine, T1000, T4000, and those of the file. May be left out where the workdir
                holds a run.
-  --workdir    folder of the run: its config, checkpoints, curves, samples and results
-  --mode       train, sample, nll or convert
+  --workdir    folder of the run: its config, checkpoints, curves, samples and results; plan needs
+               none
+  --mode       train, sample, nll, convert or plan
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
   --target     convert: a folder to write weights to
   --format     convert: pt (default) or safetensors
   --base       sample: .npz of small images for a super-resolution model (config.sample.base)
+  --topology   plan: chip and shape of the slice, such as v5e:2x2, v6e:4x4, v5p:2x2x2 or v4:2x2x1
+  --part       plan: train (the training step), sample (the sampler) or all (default)
   --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)
   --help       this text
 
@@ -73,21 +81,25 @@ class Arguments(NamedTuple):
 
     Attributes:
         mode: one of MODES.
-        workdir: folder of the run; it need not exist.
+        workdir: folder of the run; it need not exist. None where a plan is not about a run.
         config: overrides applied, checked.
         devices: virtual CPU devices asked for, or None.
         source: file or folder of weights to convert, or None.
         target: folder to write weights to, or None.
         form: format of the files written there, "pt" or "safetensors"; None for the usual one.
+        topology: slice to plan for, such as "v5e:2x2", or None.
+        part: of the plan, one of PARTS; None for all.
     """
 
     mode: str
-    workdir: Path
+    workdir: Path | None
     config: ConfigDict
     devices: int | None
     source: Path | None = None
     target: Path | None = None
     form: str | None = None
+    topology: str | None = None
+    part: str | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -116,34 +128,45 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--target")
     parser.add_argument("--format", choices=("pt", "safetensors"))
     parser.add_argument("--base")
+    parser.add_argument("--topology")
+    parser.add_argument("--part", choices=PARTS)
     given, overrides = parser.parse_known_args(argv)
-    if not given.workdir:
+    if not given.workdir and given.mode != "plan":
         raise InputError("--workdir is missing; name a folder for the run, such as runs/digits")
-    workdir = Path(given.workdir)
-    if workdir.exists() and not workdir.is_dir():
+    workdir = Path(given.workdir) if given.workdir else None
+    if workdir and workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; name a folder")
 
     _check_conversion(given)
-    stored = workdir / "config.json"
+    _check_plan(given)
+    stored = workdir and workdir / "config.json"
     if given.config:
         config = _from_file(given.config)
     elif given.source and not stored.exists():
         config = _from_source(Path(given.source))
-    elif stored.exists():
+    elif stored and stored.exists():
         config = configs.load(stored)
     else:
-        raise InputError(
-            f"--config is missing, and {workdir} holds no run; give one of {_config_files()}"
-        )
+        without = f", and {workdir} holds no run" if workdir else ""
+        raise InputError(f"--config is missing{without}; give one of {_config_files()}")
     config = _override(config, overrides)
     if given.base is not None:
         config.sample.base = given.base
     configs.check(config)
-    if stored.exists():
+    # A plan changes nothing, so it may ask what the run would be with other settings.
+    if given.mode != "plan" and stored.exists():
         _check_same_run(configs.load(stored), config, stored, given.mode)
     source, target = (Path(p) if p else None for p in (given.source, given.target))
     return Arguments(
-        given.mode, workdir, config, _devices(given.devices), source, target, given.format
+        given.mode,
+        workdir,
+        config,
+        _devices(given.devices),
+        source,
+        target,
+        given.format,
+        given.topology,
+        given.part,
     )
 
 
@@ -162,6 +185,14 @@ def _check_conversion(given: argparse.Namespace) -> None:
         raise InputError("--format is for --target; add it, or leave --format out")
     if given.mode != "sample" and given.base:
         raise InputError("--base is for --mode sample; add it, or leave it out")
+
+
+def _check_plan(given: argparse.Namespace) -> None:
+    """A plan needs a slice, and its flags belong to it."""
+    if given.mode == "plan" and not given.topology:
+        raise InputError("--mode plan needs --topology; name a TPU slice, such as v5e:2x2")
+    if given.mode != "plan" and (given.topology or given.part):
+        raise InputError("--topology and --part are for --mode plan; add it, or leave them out")
 
 
 def _from_source(source: Path) -> ConfigDict:

@@ -1,0 +1,181 @@
+"""Ahead-of-time compile for a TPU slice that is not there: memory, FLOPs, bytes, step time.
+
+docs/plan.md says what each number means, and its limits.
+"""
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from iddpm_jax import build
+from iddpm_jax.errors import InputError
+from iddpm_jax.models.flops import flops_per_image, training_flops_per_image
+from iddpm_jax.models.layout import layout
+from iddpm_jax.plan import programs, report, results
+from iddpm_jax.plan.chips import Topology, topology
+from iddpm_jax.training import parallel
+
+__all__ = ["plan", "report", "topology"]
+
+CHIP_DTYPE = "bfloat16"
+"""What model.dtype "auto" means on a TPU."""
+
+STAND_INS = 2
+"""CPU devices that stand in for a slice where libtpu is missing: the fewest with collectives."""
+
+# Measured on two CPU cores with configs/cifar10.py and configs/digits.py.
+SECONDS_PER_LAYER = {"tpu": 5.0, "cpu": 1.5}
+
+
+def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
+    """What the programs of a config cost on a slice, and whether they fit.
+
+    Args:
+        config: checked; the data need not be at hand where it has image_shape and num_classes.
+        slice_: the slice.
+        part: "train", "sample" or "all".
+        cache: folder of numbers measured before.
+
+    Returns:
+        Report, ready for JSON; report.text makes a table of it.
+
+    Raises:
+        InputError: the slice cannot share the batch.
+    """
+    config = config.copy_and_resolve_references()
+    if config.model.dtype == "auto":
+        config.model.dtype = CHIP_DTYPE
+    names = programs.NAMES if part == "all" else (part,)
+    skipped = {}
+    for name in programs.NAMES:
+        problem = _cannot_share(config, slice_, name)
+        if problem and name in names:
+            if name == "train" or part == name:
+                raise InputError(problem)
+            skipped[name] = f"left out, because {problem}"
+    compiled, mesh, scale = _compile_for(config, slice_)
+    source = _source(mesh)
+    model = build.model(compiled)
+    found = {}
+    for name in names:
+        if name not in skipped:
+            make = {"train": programs.train_program, "sample": programs.sample_program}[name]
+            key = results.key(config, name, slice_.name, source)
+            program = make(compiled, model, mesh)
+            found[name] = _costs(program, slice_, cache, key, model, scale)
+    sizes = programs.state_bytes(compiled, model, mesh)
+    step = found.get("train")
+    needed = report.needed(step) if step else 0
+    return {
+        "name": f"{config.data.name} {'x'.join(map(str, model.image_shape))}",
+        "topology": slice_.name,
+        "parameters": sizes["params"] // 4,
+        "dtype": config.model.dtype,
+        "state_bytes": sizes["state"],
+        "source": source,
+        "origin": _origin(source),
+        "programs": found,
+        "skipped": skipped,
+        "advice": report.advice(config, slice_, needed, sizes["params"], sizes["state"]),
+        "config": config.to_dict(),
+    }
+
+
+def _cannot_share(config: ConfigDict, topology: Topology, name: str) -> str:
+    """Why the slice's devices cannot share a program's batch evenly, or ""."""
+    size = config[name].batch_size
+    parts = config.train.microbatches if name == "train" else 1
+    if size % (topology.devices * parts) == 0:
+        return ""
+    micro = f" x {parts} microbatches" if parts > 1 else ""
+    return (
+        f"{name}.batch_size {size} is not divisible by the {topology.devices} devices of "
+        f"{topology.name}{micro}; change --config.{name}.batch_size or the slice"
+    )
+
+
+def _compile_for(config: ConfigDict, topology: Topology) -> tuple[ConfigDict, Mesh, int]:
+    """(config, mesh, devices of the slice that each of the mesh stands for)."""
+    if results.libtpu_version():
+        return config, parallel.make_mesh(programs.tpu_devices(topology)), 1
+    # A device has the same share of the batch as on the slice.
+    stand_ins = min(STAND_INS, topology.devices)
+    if len(jax.devices()) < stand_ins:
+        raise InputError(f"without libtpu, a plan needs {stand_ins} devices; use --devices=2")
+    config = config.copy_and_resolve_references()
+    for name in programs.NAMES:
+        config[name].batch_size = config[name].batch_size * stand_ins // topology.devices
+    return config, parallel.make_mesh(jax.devices()[:stand_ins]), topology.devices // stand_ins
+
+
+def _source(mesh: Mesh) -> str:
+    """Which compiler the numbers come from."""
+    device = mesh.devices.flat[0]
+    if device.platform == "tpu":
+        return f"libtpu {results.libtpu_version()}"
+    return f"XLA on {device.platform}"
+
+
+def _origin(source: str) -> str:
+    """The source, said so that an estimate cannot be taken for more."""
+    if source.startswith("libtpu"):
+        return f"compiled for the TPU by {source}, jax {jax.__version__}"
+    return (
+        f"ESTIMATE from {source}, jax {jax.__version__}, not from the TPU's compiler; for that: "
+        "pip install 'iddpm_jax[tpu-plan]'"
+    )
+
+
+def _costs(
+    program: programs.Program,
+    topology: Topology,
+    cache: Path,
+    key: dict,
+    model: build.Model,
+    scale: int,
+) -> dict:
+    """Numbers of a program, from the cache or by compiling it, and what follows from them."""
+    numbers = results.load(cache, key)
+    remembered = numbers is not None
+    if numbers is None:
+        what = f"compiling the {report.TITLES[program.name]} for {topology.name}"
+        numbers = programs.measure(program, what, _expected_seconds(model, program, key["source"]))
+        results.save(cache, key, numbers)
+    images = program.images * scale
+    spec, shape = model.spec, model.image_shape
+    if program.name == "train":
+        hand = training_flops_per_image(spec, shape)
+    else:
+        hand = flops_per_image(spec, shape) * program.trips * program.forward_passes
+    costs = {
+        **numbers,
+        "name": program.name,
+        "images": images,
+        "trips": program.trips,
+        "remembered": remembered,
+        "hand_flops": hand * images / topology.devices,
+        "fits": report.fits(numbers, topology),
+    }
+    if "needed" in numbers:
+        return costs
+    if scale > 1:  # the groups are those of the stand-ins
+        costs["collectives"] = [{**c, "group": 0} for c in numbers["collectives"]]
+    limits = report.roofline(costs, topology)
+    slowest = max(limits.values())
+    return {
+        **costs,
+        "roofline": limits,
+        "seconds_at_least": slowest,
+        "images_per_second": images / slowest,
+    }
+
+
+def _expected_seconds(model: build.Model, program: programs.Program, source: str) -> float:
+    plan = layout(model.spec)
+    layers = sum(map(len, [*plan.encoder, plan.middle, *plan.decoder]))
+    # A step has the backward pass too, about twice the forward pass.
+    passes = 3 if program.name == "train" else 1
+    per_layer = SECONDS_PER_LAYER["tpu" if source.startswith("libtpu") else "cpu"]
+    return layers * per_layer * passes / 3
