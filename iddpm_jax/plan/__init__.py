@@ -58,27 +58,27 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
     compiled, mesh, scale = _compile_for(config, slice_)
     source = _source(mesh)
     model = build.model(compiled)
+    state = programs.abstract_state(compiled, model, mesh)
     found = {}
     for name in names:
         if name not in skipped:
             make = {"train": programs.train_program, "sample": programs.sample_program}[name]
             key = results.key(config, name, slice_.name, source)
-            program = make(compiled, model, mesh)
+            program = make(compiled, model, mesh, state)
             found[name] = _costs(program, slice_, cache, key, model, scale)
-    sizes = programs.state_bytes(compiled, model, mesh)
-    step = found.get("train")
-    needed = report.needed(step) if step else 0
+    whole, params = (programs.bytes_per_device(tree) for tree in (state, state.params))
+    needed = report.needed(found["train"]) if "train" in found else 0
     return {
         "name": f"{config.data.name} {'x'.join(map(str, model.image_shape))}",
         "topology": slice_.name,
-        "parameters": sizes["params"] // 4,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "dtype": config.model.dtype,
-        "state_bytes": sizes["state"],
+        "state_bytes": whole,
         "source": source,
         "origin": _origin(source),
         "programs": found,
         "skipped": skipped,
-        "advice": report.advice(config, slice_, needed, sizes["params"], sizes["state"]),
+        "advice": report.advice(config, slice_, needed, params, whole),
         "config": config.to_dict(),
     }
 

@@ -1,11 +1,12 @@
 """The programs of a config, compiled for devices that need not be there; no array is allocated."""
 
 import contextlib
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from iddpm_jax.plan import waiting
 from iddpm_jax.plan.chips import GIB, Topology
 from iddpm_jax.plan.hlo import Module
 from iddpm_jax.training import parallel, runs
+from iddpm_jax.training.state import TrainState
 
 NAMES = ("train", "sample")
 """The training step, and the sampler of one batch."""
@@ -70,41 +72,41 @@ def tpu_devices(topology: Topology) -> list[jax.Device]:
     return topologies.get_topology_desc(topology.name, "tpu", **bounds).devices
 
 
-def train_program(config: ConfigDict, model: build.Model, mesh: Mesh) -> Program:
-    """The training step on a batch.
+def abstract_state(config: ConfigDict, model: build.Model, mesh: Mesh) -> TrainState:
+    """The train state without its arrays: shapes, types and shardings.
 
     Args:
         config: of the run.
         model: built from it.
         mesh: devices to compile for.
     """
+    return _on(jax.eval_shape(runs.new_state(config, model, mesh)), parallel.replicated(mesh))
+
+
+def train_program(config: ConfigDict, model: build.Model, mesh: Mesh, state: TrainState) -> Program:
+    """The training step on a batch; arguments as abstract_state, and what that returns."""
     count = config.train.batch_size
     batch = {
         "image": _abstract((count, *model.image_shape), jnp.uint8, parallel.batch_sharding(mesh)),
         "label": _abstract((count,), jnp.int32, parallel.batch_sharding(mesh)),
     }
-    arguments = (abstract_state(config, model, mesh), batch)
     function = runs.step_function(config, model, mesh)
-    return Program("train", function, arguments, config.train.microbatches, count)
+    return Program("train", function, (state, batch), config.train.microbatches, count)
 
 
-def abstract_state(config: ConfigDict, model: build.Model, mesh: Mesh):
-    """The train state without its arrays: shapes, types and shardings."""
-    return _on(jax.eval_shape(runs.new_state(config, model, mesh)), parallel.replicated(mesh))
-
-
-def sample_program(config: ConfigDict, model: build.Model, mesh: Mesh) -> Program:
+def sample_program(
+    config: ConfigDict, model: build.Model, mesh: Mesh, state: TrainState
+) -> Program:
     """The sampler of one batch of sample.batch_size; arguments as train_program."""
     settings, shared = config.sample, parallel.replicated(mesh)
     count, split = settings.batch_size, parallel.batch_sharding(mesh)
     process = model.respaced(settings.steps, "sample.steps")
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(lambda key: model.network.init(key, model.image_shape), key)
     scalars = dict.fromkeys(("eta", "guidance", "low_res_noise"), np.float32(0))
     y = _abstract((count,), jnp.int32, split) if model.class_conditional else None
     small = model.low_res_shape and _abstract((count, *model.low_res_shape), jnp.uint8, split)
     arguments = (
-        (*_on((params, process, scalars), shared), _abstract(key.shape, key.dtype, shared)),
+        (*_on((state.params, process, scalars), shared), _abstract(key.shape, key.dtype, shared)),
         (_abstract((count,), jnp.int32, split), y, small),
     )
     function = generate.sampling_function(
@@ -120,26 +122,22 @@ def sample_program(config: ConfigDict, model: build.Model, mesh: Mesh) -> Progra
     return Program("sample", function, arguments, process.T, count, passes)
 
 
-def _abstract(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding):
+def _abstract(
+    shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding
+) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _on(tree, sharding: jax.sharding.Sharding):
+def _on(tree: Any, sharding: jax.sharding.Sharding) -> Any:
     """A pytree of arrays, or of their shapes, as shapes with a sharding."""
     return jax.tree.map(lambda a: _abstract(np.shape(a), a.dtype, sharding), tree)
 
 
-def state_bytes(config: ConfigDict, model: build.Model, mesh: Mesh) -> dict[str, int]:
-    """Bytes of the train state on each device: of the parameters, and of all of it."""
-
-    def size(tree) -> int:
-        return sum(
-            int(np.prod(a.sharding.shard_shape(a.shape))) * a.dtype.itemsize
-            for a in jax.tree.leaves(tree)
-        )
-
-    state = abstract_state(config, model, mesh)
-    return {"params": size(state.params), "state": size(state)}
+def bytes_per_device(tree: Any) -> int:
+    """Bytes of a pytree of abstract arrays on each device."""
+    return sum(
+        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
+    )
 
 
 def measure(program: Program, message: str, expected: float) -> dict:

@@ -102,7 +102,7 @@ def advice(
             "--config.model.remat=true: keeps little more than the inputs of the residual blocks, "
             "for a third more FLOPs; plan again to see how much that is"
         )
-    fsdp = known.get("train.fsdp", 1)
+    fsdp = known.get("train.fsdp", devices)
     for k in [k for k in _powers(devices) if k > fsdp and devices % k == 0]:
         # A device has the parameters whole while it works with them.
         if add(f"--config.train.fsdp={k}", state * fsdp / k + 2 * params + activations):
