@@ -79,3 +79,28 @@ def test_flops_are_two_for_each_multiply_add_and_three_passes():
     assert set(counts) == set(KINDS)
     assert flops_per_image(TINY, (8, 8, 1)) == 2 * sum(counts.values())
     assert training_flops_per_image(TINY, (8, 8, 1)) == 6 * sum(counts.values())
+
+
+def test_cifar10_agrees_with_the_count_in_the_docs():
+    # docs/plan.md, "The count by hand", level by level.
+    narrow, wide = 128, 256
+    at32, at16, at8, at4 = 94**2, 46**2, 22**2, 10**2  # products of one 3x3 filter, padding left out
+    square = wide * wide
+    convolutions = at32 * (3 * narrow + narrow * 6 + 6 * narrow**2)  # in, out, encoder
+    convolutions += at32 * (384 * narrow + 3 * 256 * narrow + 4 * narrow**2 + square)
+    convolutions += at16 * (narrow * wide + square + 4 * square)
+    convolutions += at16 * (3 * 512 * wide + 384 * wide + 4 * square + square)
+    convolutions += at8 * (6 * square + 4 * 512 * wide + 4 * square + square)
+    convolutions += at4 * (6 * square + 4 * square + 4 * 512 * wide + 4 * square)
+    convolutions += 47**2 * narrow**2 + 23**2 * square + 11**2 * square  # stride 2
+    skips = 1024 * (384 + 3 * 256) * narrow + 256 * (128 + 3 * 512 + 384) * wide
+    skips += (64 + 16) * 4 * 512 * wide
+    attentions = 7 * 256, 7 * 64, 16  # blocks times pixels
+    products = 2 * wide * (7 * 256**2 + 7 * 64**2 + 16**2)
+    time = 128 * 512 + 512**2 + 512 * 2 * (7 * narrow + 23 * wide)
+    assert multiply_adds(UNetSpec(), (32, 32, 3)) == {
+        "convolutions": convolutions,
+        "projections": skips + sum(attentions) * 4 * square,
+        "attention": products,
+        "embedding": time,
+    }
