@@ -84,7 +84,8 @@ def test_flops_are_two_for_each_multiply_add_and_three_passes():
 def test_cifar10_agrees_with_the_count_in_the_docs():
     # docs/plan.md, "The count by hand", level by level.
     narrow, wide = 128, 256
-    at32, at16, at8, at4 = 94**2, 46**2, 22**2, 10**2  # products of one 3x3 filter, padding left out
+    # Products of one 3x3 filter, those with padding left out.
+    at32, at16, at8, at4 = 94**2, 46**2, 22**2, 10**2
     square = wide * wide
     convolutions = at32 * (3 * narrow + narrow * 6 + 6 * narrow**2)  # in, out, encoder
     convolutions += at32 * (384 * narrow + 3 * 256 * narrow + 4 * narrow**2 + square)
