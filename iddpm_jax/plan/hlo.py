@@ -25,10 +25,25 @@ _FREE = {
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 # The type, which may be a tuple of types with spaces, ends before the first word with a bracket.
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
-# Type, shape, and on a TPU the order of the axes from the innermost out, and the tile they fill.
-_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([\d,]*)(?::T\(([\d,]+)\))?)?")
+# Type, shape, and the layout: order of the axes from the innermost out; on a TPU also the tile that
+# they fill, T(8,128), and the memory, S(1) for the one on the chip, nothing for HBM.
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+class Array(NamedTuple):
+    """An array in a type as written.
+
+    Attributes:
+        bytes: of its entries.
+        padded: of the tiles that it fills in a TPU's memory.
+        in_hbm: whether it is in the main memory.
+    """
+
+    bytes: int
+    padded: int
+    in_hbm: bool
 
 
 class Instruction(NamedTuple):
@@ -67,7 +82,6 @@ class Module:
     def __init__(self, text: str):
         self._computations: dict[str, list[Instruction]] = {}
         self._entry = ""
-        self._fused: set[str] = set()
         for line in text.splitlines():
             header = _HEADER.match(line)
             if header and not line.startswith("HloModule"):
@@ -81,6 +95,15 @@ class Module:
         total = self._traffic(self._entry)
         return self._traffic(self._loop()) / total if total else 0.0
 
+    def hbm_bytes(self, trips: int) -> int:
+        """Bytes that cross the main memory's bus; slices within fusions count as the whole.
+
+        Args:
+            trips: how often the busiest loop runs; other loops are taken to run once.
+        """
+        once = self._traffic(self._entry, in_hbm=True)
+        return once + (trips - 1) * self._traffic(self._loop(), in_hbm=True)
+
     def collectives(self, trips: int) -> list[Collective]:
         """All collectives.
 
@@ -88,20 +111,18 @@ class Module:
             trips: how often the busiest loop runs; other loops are taken to run once.
         """
         inside = self._reachable(self._loop())
-        found = {}
+        found = []
         for name, computation in self._computations.items():
             types = {i.name: i.type for i in computation}
             for instruction in computation:
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in COLLECTIVES:
                     continue
-                size = sum(_bytes(types.get(operand, "")) for operand in instruction.operands)
+                brought = [types.get(operand, "") for operand in instruction.operands]
+                size = sum(array.bytes for type_ in brought for array in _arrays(type_))
                 times = trips if name in inside else 1
-                # Fused into several steps of other work, one collective may be written repeatedly.
-                key = re.search(r"channel_id=(\d+)", instruction.rest)
-                key = key[1] if key else instruction.name
-                found.setdefault(key, Collective(kind, size, _group(instruction.rest), times))
-        return list(found.values())
+                found.append(Collective(kind, size, _group(instruction.rest), times))
+        return found
 
     def _loop(self) -> str:
         """Name of the body of the busiest loop, or ""."""
@@ -113,17 +134,17 @@ class Module:
         ]
         return max((name for pair in bodies for name in pair), key=self._traffic, default="")
 
-    def _traffic(self, name: str) -> int:
+    def _traffic(self, name: str, in_hbm: bool = False) -> int:
         """Bytes that the instructions of a computation, and what they call, read and write."""
         computation = self._computations.get(name, [])
         types = {instruction.name: instruction.type for instruction in computation}
         total = 0
         for instruction in computation:
             if instruction.opcode in ("while", "call", "conditional"):
-                total += sum(self._traffic(called) for called in _called(instruction))
+                total += sum(self._traffic(called, in_hbm) for called in _called(instruction))
             elif instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
-                operands = (types.get(operand, "") for operand in instruction.operands)
-                total += sum(_bytes(type_, padded=True) for type_ in (instruction.type, *operands))
+                arrays = _moved(instruction, types)
+                total += sum(array.padded for array in arrays if array.in_hbm or not in_hbm)
         return total
 
     def _reachable(self, name: str) -> set[str]:
@@ -154,25 +175,35 @@ def _called(instruction: Instruction) -> list[str]:
     return names + _CALLED.findall(instruction.rest)
 
 
-def _bytes(type_: str, padded: bool = False) -> int:
-    """Size of a type as written, such as "(bf16[2,3]{1,0}, f32[])".
+def _moved(instruction: Instruction, types: dict[str, str]) -> list[Array]:
+    """What an instruction reads and writes."""
+    arrays = _arrays(instruction.type)
+    if instruction.opcode in ("copy-start", "slice-start"):
+        # From one memory to another: both ends are in the type, and a slice is all that moves.
+        size = min(array.padded for array in arrays[:2])
+        return [array._replace(padded=size) for array in arrays[:2]]
+    for operand in instruction.operands:
+        arrays += _arrays(types.get(operand, ""))
+    return arrays
 
-    Args:
-        type_: of an array or a tuple.
-        padded: count what fills up the tiles of a TPU's memory as well.
-    """
-    total = 0
-    for dtype, shape, order, tile in _ARRAY.findall(type_):
+
+def _arrays(type_: str) -> list[Array]:
+    """All arrays of a type as written, such as "(bf16[2,3]{1,0}, f32[])"."""
+    found = []
+    for dtype, shape, layout in _ARRAY.findall(type_):
         digits = re.search(r"\d+", dtype)
         bits = _BITS.get(dtype, int(digits[0]) if digits else 0)
         sizes = [int(n) for n in shape.split(",") if n]
-        if padded and tile:
-            innermost_first = [sizes[int(i)] for i in order.split(",") if i] or [1]
-            tiles = [int(n) for n in reversed(tile.split(","))]
-            tiles += [1] * (len(innermost_first) - len(tiles))
-            sizes = [-(-n // t) * t for n, t in zip(innermost_first, tiles, strict=False)]
-        total += math.prod(sizes) * bits // 8
-    return total
+        filled = sizes
+        if tile := re.search(r"T\(([\d,]+)\)", layout):
+            order = [int(i) for i in layout.split(":")[0].split(",") if i]
+            filled = [sizes[i] for i in order] or [1]
+            tiles = [int(n) for n in reversed(tile[1].split(","))]
+            tiles += [1] * (len(filled) - len(tiles))
+            filled = [-(-n // t) * t for n, t in zip(filled, tiles, strict=False)]
+        size, padded = (math.prod(n) * bits // 8 for n in (sizes, filled))
+        found.append(Array(size, padded, re.search(r"S\([1-9]", layout) is None))
+    return found
 
 
 def _group(rest: str) -> int:

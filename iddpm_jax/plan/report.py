@@ -9,7 +9,7 @@ from iddpm_jax.plan.chips import GIB, Topology
 from iddpm_jax.plan.waiting import clock
 
 TITLES = {"train": "training step", "sample": "sampler, a batch"}
-LIMITS = {"arithmetic": "FLOPs", "memory": "bytes", "links": "links"}
+LIMITS = {"arithmetic": "FLOPs", "memory": "HBM", "links": "links"}
 
 
 def roofline(numbers: dict, topology: Topology) -> dict[str, float]:
@@ -19,7 +19,7 @@ def roofline(numbers: dict, topology: Topology) -> dict[str, float]:
     of a ring of n (Patarasuk & Yuan 2009).
 
     Args:
-        numbers: "flops", "bytes" and "collectives" of each device and call.
+        numbers: "flops", "hbm_bytes" and "collectives" of each device and call.
         topology: the slice.
 
     Returns:
@@ -41,7 +41,7 @@ def roofline(numbers: dict, topology: Topology) -> dict[str, float]:
     links = topology.links * chip.link_bandwidth / chip.cores
     return {
         "arithmetic": numbers["flops"] / (chip.flops / chip.cores),
-        "memory": numbers["bytes"] / (chip.hbm_bandwidth / chip.cores),
+        "memory": numbers["hbm_bytes"] / (chip.hbm_bandwidth / chip.cores),
         "links": sent / links if links else 0.0,
     }
 
@@ -165,7 +165,8 @@ def _column(program: dict, topology: Topology) -> dict[str, str]:
     cells["FLOPs"] = _number(program["flops"])
     ratio = program["flops"] / program["hand_flops"]
     cells["FLOPs by hand"] = f"{_number(program['hand_flops'])} (XLA has {ratio - 1:+.1%})"
-    cells["bytes moved"] = f"{_number(program['bytes'])}B"
+    cells["bytes accessed"] = f"{_number(program['bytes'])}B"
+    cells["  through HBM"] = f"{_number(program['hbm_bytes'])}B"
     cells["collectives"] = _collectives(program["collectives"])
     cells["memory"] = f"{needed(program) / GIB:.2f} {room}: {verdict}"
     for use, size in program["memory"].items():

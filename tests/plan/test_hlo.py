@@ -71,10 +71,11 @@ def test_a_collective_in_a_loop_runs_as_often_as_the_loop():
     assert Module(LOOP).collectives(5) == [Collective("all-to-all", 400, 2, 5)]
 
 
-def test_a_collective_in_several_pieces_counts_once():
+def test_pieces_that_share_a_channel_are_collectives_of_their_own():
+    # XLA splits one all-reduce into several, and leaves them their channel.
     piece = "%g2 = f32[32,4] all-gather(%sum), channel_id=2\n"
-    again = PLAIN.replace("ROOT %done", f"{piece}  ROOT %done")
-    assert Module(again).collectives(1) == Module(PLAIN).collectives(1)
+    more = PLAIN.replace("ROOT %done", f"{piece}  ROOT %done")
+    assert len(Module(more).collectives(1)) == 4
 
 
 def test_loop_share_is_that_of_the_bytes():
@@ -83,16 +84,41 @@ def test_loop_share_is_that_of_the_bytes():
     assert Module(LOOP).loop_share() == pytest.approx(body / (body + 800 + 2 * 4 + 1), rel=1e-9)
 
 
-def test_padding_of_tiles_counts_as_traffic():
-    text = "ENTRY %main (p: f32[3,5]) -> f32[3,5] {\n  %p = f32[3,5]{LAYOUT} parameter(0)\n"
-    text += "  ROOT %r = f32[3,5]{LAYOUT} negate(%p)\n}\n"
+@pytest.mark.parametrize(
+    "layout, size, in_hbm",
+    [
+        ("1,0", 3 * 5 * 4, True),
+        ("1,0:T(8,128)", 8 * 128 * 4, True),
+        ("0,1:T(4,128)", 8 * 128 * 4, True),
+        ("1,0:T(8,128)(2,1)S(1)", 8 * 128 * 4, False),
+    ],
+)
+def test_traffic_counts_tiles_and_tells_memories_apart(layout, size, in_hbm):
+    array = f"f32[3,5]{{{layout}}}"
+    text = f"ENTRY %main (p: f32[3,5]) -> f32[3,5] {{\n  %p = {array} parameter(0)\n"
+    module = Module(text + f"  ROOT %r = {array} negate(%p)\n}}\n")
+    assert module._traffic("main") == 2 * size
+    assert module.hbm_bytes(1) == (2 * size if in_hbm else 0)
 
-    def traffic(layout):
-        return Module(text.replace("LAYOUT", layout))._traffic("main")
 
-    assert traffic("1,0") == 2 * 3 * 5 * 4
-    assert traffic("1,0:T(8,128)") == 2 * 8 * 128 * 4
-    assert traffic("0,1:T(4,128)S(1)") == 2 * 128 * 8 * 4
+def test_moves_between_memories_cost_what_moves():
+    text = """\
+ENTRY %main (p: f32[512,512]) -> f32[128,512] {
+  %p = f32[512,512]{1,0:T(8,128)} parameter(0)
+  %s = ((f32[512,512]{1,0:T(8,128)}), f32[128,512]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p)
+  %d = f32[128,512]{1,0:T(8,128)S(1)} slice-done(%s)
+  %c = (f32[128,512]{1,0:T(8,128)}, f32[128,512]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%d)
+  ROOT %r = f32[128,512]{1,0:T(8,128)} copy-done(%c)
+}
+"""
+    module = Module(text)
+    assert module._traffic("main") == 4 * 128 * 512 * 4
+    assert module.hbm_bytes(1) == 2 * 128 * 512 * 4  # read once, written once
+
+
+def test_traffic_in_a_loop_runs_as_often_as_the_loop():
+    once, thrice = (Module(LOOP).hbm_bytes(trips) for trips in (1, 3))
+    assert thrice - once == 2 * (3 * 4 + 5 * 400)
 
 
 def test_a_program_of_xla_is_understood():

@@ -117,7 +117,8 @@ def test_microbatches_change_memory_and_not_flops(without_libtpu, tmp_path):
 
 def test_a_sampler_that_the_slice_cannot_share_is_left_out(without_libtpu, tmp_path, monkeypatch):
     memory = dict.fromkeys(("arguments", "results", "temporaries", "code"), 2**30)
-    numbers = {"flops": 1.0, "bytes": 1.0, "memory": memory, "collectives": [], "seconds": 1.0}
+    numbers = {"flops": 1.0, "bytes": 1.0, "hbm_bytes": 1.0, "memory": memory}
+    numbers |= {"collectives": [], "seconds": 1.0}
     monkeypatch.setattr(programs, "measure", lambda *_: numbers)
     found = plan.plan(tiny(sample__batch_size=6), SLICE, "all", tmp_path)
     assert set(found["programs"]) == {"train"}

@@ -11,7 +11,7 @@ MEMORY = {"arguments": 2 * GIB, "results": 0, "temporaries": GIB, "code": 0}
 
 def numbers(**changes: object) -> dict:
     """A program of 197 TFLOP that moves 819 GB, without collectives."""
-    return {"flops": 197e12, "bytes": 819e9, "collectives": [], "memory": MEMORY, **changes}
+    return {"flops": 197e12, "hbm_bytes": 819e9, "collectives": [], "memory": MEMORY, **changes}
 
 
 def collective(kind: str, times: int = 1, group: int = 4) -> dict:
@@ -49,7 +49,7 @@ def test_one_chip_has_no_links_to_wait_for():
 
 
 def test_a_core_of_v4_has_half_a_chip():
-    found = report.roofline(numbers(flops=275e12, bytes=1228e9), topology("v4:2x2x1"))
+    found = report.roofline(numbers(flops=275e12, hbm_bytes=1228e9), topology("v4:2x2x1"))
     assert found == pytest.approx({"arithmetic": 2.0, "memory": 2.0, "links": 0.0})
     assert report.capacity(topology("v4:2x2x1")) == 16 * GIB
 
