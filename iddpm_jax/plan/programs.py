@@ -150,8 +150,8 @@ def measure(program: Program, message: str, expected: float) -> dict:
 
     Returns:
         Numbers for each device and call, ready for JSON: "flops", "bytes", "hbm_bytes", "memory"
-        (bytes by use), "collectives", "seconds". Where the program does not fit: "needed" and "available", bytes,
-        and "seconds" only.
+        (bytes by use), "collectives", "seconds". Where the program does not fit: "needed" and
+        "available", bytes, and "seconds" only.
 
     Raises:
         KeyboardInterrupt: at once, though the compiler is still at work in the background.
