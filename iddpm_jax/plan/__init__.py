@@ -25,8 +25,8 @@ CHIP_DTYPE = "bfloat16"
 STAND_INS = 2
 """CPU devices that stand in for a slice where libtpu is missing: the fewest with collectives."""
 
-# Measured on two CPU cores with configs/cifar10.py and configs/digits.py.
-SECONDS_PER_LAYER = {"tpu": 5.0, "cpu": 1.5}
+# Of a training step; measured on two free CPU cores with configs/cifar10.py, and configs/digits.py.
+SECONDS_PER_LAYER = {"tpu": 6.0, "cpu": 1.5}
 
 
 def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
@@ -47,25 +47,17 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
     config = config.copy_and_resolve_references()
     if config.model.dtype == "auto":
         config.model.dtype = CHIP_DTYPE
-    names = programs.NAMES if part == "all" else (part,)
-    skipped = {}
-    for name in programs.NAMES:
-        problem = _cannot_share(config, slice_, name)
-        if problem and name in names:
-            if name == "train" or part == name:
-                raise InputError(problem)
-            skipped[name] = f"left out, because {problem}"
+    names, skipped = _names(config, slice_, part)
     compiled, mesh, scale = _compile_for(config, slice_)
     source = _source(mesh)
     model = build.model(compiled)
     state = programs.abstract_state(compiled, model, mesh)
     found = {}
     for name in names:
-        if name not in skipped:
-            make = {"train": programs.train_program, "sample": programs.sample_program}[name]
-            key = results.key(config, name, slice_.name, source)
-            program = make(compiled, model, mesh, state)
-            found[name] = _costs(program, slice_, cache, key, model, scale)
+        make = {"train": programs.train_program, "sample": programs.sample_program}[name]
+        key = results.key(config, name, slice_.name, source)
+        program = make(compiled, model, mesh, state)
+        found[name] = _costs(program, slice_, cache, key, model, scale)
     whole, params = (programs.bytes_per_device(tree) for tree in (state, state.params))
     needed = report.needed(found["train"]) if "train" in found else 0
     return {
@@ -81,6 +73,20 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
         "advice": report.advice(config, slice_, needed, params, whole),
         "config": config.to_dict(),
     }
+
+
+def _names(
+    config: ConfigDict, topology: Topology, part: str
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The programs to compile, and why others of the part are left out."""
+    names = programs.NAMES if part == "all" else (part,)
+    problems = {name: _cannot_share(config, topology, name) for name in names}
+    for name, problem in problems.items():
+        # A run is refused for its training batch; samples may be drawn elsewhere.
+        if problem and (name == "train" or part == name):
+            raise InputError(problem)
+    skipped = {name: f"left out, because {why}" for name, why in problems.items() if why}
+    return tuple(name for name in names if name not in skipped), skipped
 
 
 def _cannot_share(config: ConfigDict, topology: Topology, name: str) -> str:
@@ -106,7 +112,8 @@ def _compile_for(config: ConfigDict, topology: Topology) -> tuple[ConfigDict, Me
         raise InputError(f"without libtpu, a plan needs {stand_ins} devices; use --devices=2")
     config = config.copy_and_resolve_references()
     for name in programs.NAMES:
-        config[name].batch_size = config[name].batch_size * stand_ins // topology.devices
+        share = config[name].batch_size // topology.devices
+        config[name].batch_size = max(1, share) * stand_ins
     return config, parallel.make_mesh(jax.devices()[:stand_ins]), topology.devices // stand_ins
 
 

@@ -148,6 +148,8 @@ def text(report: dict, topology: Topology) -> str:
     if report["advice"]:
         tail += ["The training step does not fit. To try, one after the other (estimates):"]
         tail += [f"  {line}" for line in report["advice"]]
+    if not programs.get("sample", {"fits": True})["fits"]:
+        tail.append("The sampler does not fit; lower --config.sample.batch_size.")
     return "\n".join([*head, *table, *([""] if tail else []), *tail])
 
 

@@ -16,7 +16,7 @@ def with_clock(work: Callable[[], Result], message: str, expected: float) -> Res
     Args:
         work: what to run, in a thread, so that Ctrl-C is heard meanwhile.
         message: what is being done.
-        expected: seconds that it may take.
+        expected: seconds that it takes on two free cores.
 
     Returns:
         What work returns.
@@ -33,7 +33,8 @@ def with_clock(work: Callable[[], Result], message: str, expected: float) -> Res
     start, end = ("\r", "") if live else ("", "\n")
     try:
         while True:
-            line = f"{message}: {clock(time.monotonic() - started)} of about {clock(expected)}"
+            passed = clock(time.monotonic() - started)
+            line = f"{message}: {passed} (about {clock(expected)} on two free cores)"
             print(start + line, end=end, file=sys.stderr, flush=True)
             done, _ = concurrent.futures.wait([future], 1 if live else LINE_SECONDS)
             if done:

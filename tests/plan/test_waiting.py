@@ -12,7 +12,7 @@ def test_clock_counts_in_lines_where_there_is_no_terminal(monkeypatch, capsys):
     assert waiting.with_clock(lambda: time.sleep(0.12) or 7, "compiling", 65) == 7
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.splitlines()[0] == "compiling: 0:00 of about 1:05"
+    assert printed.err.splitlines()[0] == "compiling: 0:00 (about 1:05 on two free cores)"
     assert len(printed.err.splitlines()) > 1
 
 
