@@ -130,7 +130,7 @@ def test_a_slice_larger_than_the_batch_of_samples_is_fine(without_libtpu, tmp_pa
     refused = {"needed": 40 * 2**30, "available": 15.75 * 2**30, "seconds": 1.0}
     monkeypatch.setattr(programs, "measure", lambda *_: refused)
     slice_ = plan.topology("v5e:4x4")
-    found = plan.plan(tiny(sample__batch_size=8), slice_, "all", tmp_path)
+    found = plan.plan(tiny(sample__batch_size=6), slice_, "all", tmp_path)
     assert set(found["programs"]) == {"train"}
     assert found["programs"]["train"]["images"] == 16
 
