@@ -135,8 +135,9 @@ def text(report: dict, topology: Topology) -> str:
     ]
     chip, cores = topology.chip, topology.chip.cores
     half = f", each of {cores} devices to XLA" if cores > 1 else ""
+    chips = f"{topology.chips} chips" if topology.chips > 1 else "1 chip"
     head = [
-        f"{report['name']} on {topology.name}: {topology.chips} chips{half}, "
+        f"{report['name']} on {topology.name}: {chips}{half}, "
         f"{chip.flops / 1e12:g} TFLOP/s, {chip.hbm / GIB:g} GiB at {chip.hbm_bandwidth / 1e9:g} "
         "GB/s each",
         f"{report['parameters']:,} parameters in {report['dtype']}; train state "
@@ -177,7 +178,7 @@ def _column(program: dict, topology: Topology) -> dict[str, str]:
     for limit, seconds in program["roofline"].items():
         binds = " (binds)" if seconds == program["seconds_at_least"] else ""
         cells[f"  for {LIMITS[limit]}"] = _seconds(seconds) + binds
-    cells["images/s at most"] = f"{program['images_per_second']:,.4g}"
+    cells["images/s at most"] = f"{_rounded(program['images_per_second']):,.10g}"
     earlier = ", earlier" if program["remembered"] else ""
     cells["compiled in"] = clock(program["seconds"]) + earlier
     return cells
@@ -195,6 +196,11 @@ def _number(value: float) -> str:
     """Three digits and a prefix, such as 1.52 T."""
     power = min(max(int(math.log10(value) // 3), 0), 5) if value >= 1 else 0
     return f"{value / 1000**power:.3g} {' kMGTP'[power]}".replace("  ", " ")
+
+
+def _rounded(value: float) -> float:
+    """To three digits."""
+    return float(f"{value:.3g}")
 
 
 def _seconds(value: float) -> str:

@@ -100,3 +100,12 @@ def test_sharing_the_state_helps_a_large_state():
         pytest.skip("there is no train.fsdp yet")
     assert lines[0] == "--config.train.fsdp=2: about 17.0 GiB, which is still too much"
     assert lines[1] == "--config.train.fsdp=4: about 9.5 GiB, which would fit"
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(0, "0 "), (12.0, "12 "), (1505.0, "1.5 k"), (1.539e12, "1.54 T"), (2.1e8, "210 M")],
+)
+def test_numbers_have_three_digits_and_a_prefix(value, text):
+    assert report._number(value) == text
+    assert report._rounded(16384.0) == 16400.0
