@@ -25,7 +25,8 @@ CHIP_DTYPE = "bfloat16"
 STAND_INS = 2
 """CPU devices that stand in for a slice where libtpu is missing: the fewest with collectives."""
 
-# Of a training step; measured on two free CPU cores with configs/cifar10.py, and configs/digits.py.
+# Of a training step on two free CPU cores: the TPU's after a prototype of the CIFAR-10 step (5:20),
+# the CPU's a rough guess from configs/digits.py.
 SECONDS_PER_LAYER = {"tpu": 6.0, "cpu": 1.5}
 
 
