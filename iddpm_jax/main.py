@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import sys
@@ -37,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         batches.append(config.train.batch_size // config.train.microbatches)
         if arguments.mode == "convert":
             batches = [1]  # nothing to share between devices
+        if arguments.mode == "plan":
+            _plan(arguments)
+            return 0
         runtime.configure(
             arguments.devices or runtime.cpu_devices(runtime.cpu_cores(), batches),
             runtime.cache_folder(),
@@ -207,6 +211,27 @@ def _convert(arguments: Arguments) -> None:
         lines = convert.to_files(config, model, state, arguments.target, arguments.form or "pt")
     for line in lines:
         print(line)
+
+
+def _plan(arguments: Arguments) -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is run: leave accelerators to others
+    cache = runtime.cache_folder()
+    runtime.configure(2, cache)
+    from iddpm_jax import plan
+
+    topology = plan.topology(arguments.topology)
+    found = plan.plan(arguments.config, topology, arguments.part or "all", cache / "plans")
+    print(plan.report.text(found, topology))
+    words = re.sub(r"\W+", "-", f"{arguments.config.data.name} {topology.name}")
+    path = (arguments.workdir or cache / "plans") / f"plan_{words}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})") from None
+    print(f"\nas JSON: {path}")
 
 
 def _sample_folder(workdir: Path, run) -> Path:

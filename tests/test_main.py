@@ -15,8 +15,12 @@ from iddpm_jax.training import loop
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = "configs/digits.py"
-MODES = [(mode,) if mode != "convert" else (mode, "--target", "x") for mode in arguments.MODES]
-"""Each mode with the flags that it cannot do without."""
+MODES = [
+    (mode,) if mode != "convert" else (mode, "--target", "x")
+    for mode in arguments.MODES
+    if mode != "plan"
+]
+"""Each mode that is about a workdir, with the flags that it cannot do without."""
 
 CONFIG_FILE = """\
 from ml_collections import ConfigDict

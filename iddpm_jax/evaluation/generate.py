@@ -115,7 +115,7 @@ def classes_of(config: ConfigDict, model: build.Model, count: int) -> np.ndarray
 
 
 @functools.cache
-def _sampling_function(
+def sampling_function(
     network: Callable,
     parametrization: Parametrization,
     image_shape: tuple[int, int, int],
@@ -213,7 +213,7 @@ def generate(
     else:
         classes = base.classes  # carried along, also where the network is not told them
     batch_size = _batch_size(settings.batch_size, count, mesh)
-    function = _sampling_function(
+    function = sampling_function(
         model.network.apply,
         model.parametrization,
         model.image_shape,
