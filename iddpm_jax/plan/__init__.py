@@ -59,7 +59,8 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
         key = results.key(config, name, slice_.name, source)
         program = make(compiled, model, mesh, state)
         found[name] = _costs(program, slice_, cache, key, model, scale)
-    whole, params = (programs.bytes_per_device(tree) for tree in (state, state.params))
+    whole = programs.bytes_per_device(state)
+    params = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
     needed = report.needed(found["train"]) if "train" in found else 0
     return {
         "name": f"{config.data.name} {'x'.join(map(str, model.image_shape))}",

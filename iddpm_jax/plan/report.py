@@ -4,7 +4,6 @@ import math
 
 from ml_collections import ConfigDict
 
-from iddpm_jax import config as configs
 from iddpm_jax.plan.chips import GIB, Topology
 from iddpm_jax.plan.waiting import clock
 
@@ -73,7 +72,8 @@ def advice(
         config: of the run.
         topology: the slice.
         need: memory the step needs on each device, bytes.
-        params, state: memory of the parameters and of the whole train state on each device, bytes.
+        params: memory of whole parameters, bytes.
+        state: memory of the train state on each device, bytes.
 
     Returns:
         One line for each thing to try; empty if it fits.
@@ -81,7 +81,7 @@ def advice(
     room, devices = capacity(topology), topology.devices
     if need <= room:
         return []
-    train, known = config.train, dict(configs.flat(config))
+    train = config.train
     activations = max(need - state - params, 0)
     lines = []
 
@@ -102,10 +102,9 @@ def advice(
             "--config.model.remat=true: keeps little more than the inputs of the residual blocks, "
             "for a third more FLOPs; plan again to see how much that is"
         )
-    fsdp = known.get("train.fsdp", devices)
-    for k in [k for k in _powers(devices) if k > fsdp and devices % k == 0]:
+    for k in [k for k in _powers(devices) if k > train.fsdp and devices % k == 0]:
         # A device has the parameters whole while it works with them.
-        if add(f"--config.train.fsdp={k}", state * fsdp / k + 2 * params + activations):
+        if add(f"--config.train.fsdp={k}", state * train.fsdp / k + 2 * params + activations):
             break
     lines.append("a slice with more chips, or chips with more memory")
     return lines

@@ -96,8 +96,6 @@ def test_parts_of_one_image_and_remat_are_not_advised_again():
 def test_sharing_the_state_helps_a_large_state():
     # 2 devices: 30 / 2 of state, 2 x 0.5 of parameters and gradient, 1 of activations.
     lines = advise(31.5, state=30, **{"train.batch_size": 4, "model.remat": True})
-    if "train.fsdp" not in dict(configs.flat(configs.base())):
-        pytest.skip("there is no train.fsdp yet")
     assert lines[0] == "--config.train.fsdp=2: about 17.0 GiB, which is still too much"
     assert lines[1] == "--config.train.fsdp=4: about 9.5 GiB, which would fit"
 
