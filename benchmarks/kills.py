@@ -21,6 +21,7 @@ from harness import report
 from orbax.checkpoint import v1 as ocp
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMES = ("images_per_second", "data_wait")
 STEPS = 60
 COMMAND = [
     *(sys.executable, "-m", "iddpm_jax.main", "--config", "configs/digits.py:l_vlb"),
@@ -78,7 +79,7 @@ def outcome(workdir: Path) -> dict:
         tree = checkpointer.load(STEPS)
         position = checkpointer.metadata(STEPS).custom_metadata["position"]
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    rows = [{k: v for k, v in json.loads(r).items() if k != "images_per_second"} for r in lines]
+    rows = [{k: v for k, v in json.loads(r).items() if k not in TIMES} for r in lines]
     return {"arrays": tree, "position": position, "rows": rows}
 
 
