@@ -1,5 +1,6 @@
 """How JAX is started: devices of a CPU, several processes, compiled programs kept between runs."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -69,7 +70,7 @@ def cluster_around(environment: Mapping[str, str]) -> Cluster | None:
     return Cluster() if several_tasks or several_hosts else None
 
 
-def join(cluster: Cluster) -> Peers:
+def join(cluster: Cluster) -> contextlib.AbstractContextManager:
     """Meet the other processes of the run. Call after configure, before anything asks for devices.
 
     Every process but the first falls silent, errors excepted: all would say the same.
@@ -78,7 +79,7 @@ def join(cluster: Cluster) -> Peers:
         cluster: which processes.
 
     Returns:
-        Peers, to be used as a context manager around the work.
+        Context manager for the work: Peers, which end this process when another one dies.
 
     Raises:
         InputError: no cluster was found, or the coordinator cannot be reached.
@@ -108,7 +109,15 @@ def join(cluster: Cluster) -> Peers:
     host, port = multihost_utils.broadcast_one_to_all(place).tobytes().decode().split()
     if index > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    return Peers(listener, (host, int(port)), index, count)
+    try:
+        return Peers(listener, (host, int(port)), index, count)
+    except OSError as error:
+        print(
+            f"warning: process {index} cannot connect to process 0 at {host}:{port} ({error}); "
+            f"that another process dies is noticed {HEARTBEAT_SECONDS} s later, by JAX",
+            file=sys.stderr,
+        )
+        return contextlib.nullcontext()
 
 
 START_SECONDS = 300

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from iddpm_jax import peers as peers_module
 from iddpm_jax.peers import Peers
 
 
@@ -67,3 +68,20 @@ def test_process_that_fails_says_no_goodbye(group):
     assert ends[1].empty()
     assert ends[0].line().startswith("process 1 ")
     assert ends[2].line().startswith("process 1 ")
+
+
+def test_process_that_cannot_connect_leaves_the_others_watching(monkeypatch):
+    monkeypatch.setattr(peers_module, "CONNECT_SECONDS", 0.3)
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    ends = [Ends() for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        made = list(
+            pool.map(lambda i: Peers(None if i else listener, address, i, 3, ends[i].put), range(2))
+        )
+    first, second = (peer.__enter__() for peer in made)
+    with pytest.raises(OSError):
+        Peers(None, address, 2, 3)  # comes too late
+    second.__exit__(ConnectionError)
+    assert ends[0].line().startswith("process 1 ")
+    first.__exit__(ConnectionError)
