@@ -1,9 +1,9 @@
 """From the command line to (mode, workdir, config, devices), with one-line objections."""
 
 import argparse
-import importlib.util
 import os
 import re
+import runpy
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -296,13 +296,12 @@ def _from_file(argument: str) -> ConfigDict:
     path, _, variants = argument.partition(":")
     if not Path(path).is_file():
         raise InputError(f"--config file {path} does not exist; use one of {_config_files()}")
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None or spec.loader is None:
+    if Path(path).suffix != ".py":
         raise InputError(f"--config file {path} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config(variants) if variants else module.get_config()
+        # Not imported: that would leave compiled code beside the file.
+        get_config = runpy.run_path(path, run_name="config_file")["get_config"]
+        config = get_config(variants) if variants else get_config()
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's file may do

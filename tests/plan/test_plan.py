@@ -14,7 +14,7 @@ from tiny_config import tiny
 from iddpm_jax import build, main, plan, runtime
 from iddpm_jax.errors import InputError
 from iddpm_jax.plan import programs, results
-from iddpm_jax.training import parallel
+from iddpm_jax.training import parallel, runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PUBLISHED = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
@@ -154,7 +154,7 @@ def test_programs_of_published_configs_need_no_data(name, without_libtpu):
     spec.loader.exec_module(module)
     config = module.get_config()
     model, mesh = build.model(config), parallel.make_mesh()
-    state = programs.abstract_state(config, model, mesh)
+    state = runs.abstract_state(config, model, mesh)
     step = programs.train_program(config, model, mesh, state)
     sampler = programs.sample_program(config, model, mesh, state)
     leaves = jax.tree.leaves((step.arguments, sampler.arguments))
