@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from iddpm_jax import config as configs
 from iddpm_jax import runtime
+from iddpm_jax.checks import check
 from iddpm_jax.errors import InputError
 
 MODES = ("train", "sample", "nll", "convert", "data", "plan")
@@ -183,7 +184,7 @@ def parse(argv: list[str]) -> Arguments:
     config = _override(config, overrides)
     if given.base is not None:
         config.sample.base = given.base
-    configs.check(config)
+    check(config)
     # A plan changes nothing, so it may ask what the run would be with other settings.
     if given.mode != "plan" and stored.exists():
         _check_same_run(configs.load(stored), config, stored, given.mode)

@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from iddpm_jax import data
-from iddpm_jax.config import check
+from iddpm_jax.checks import check
 from iddpm_jax.diffusion.losses import Objective
 from iddpm_jax.diffusion.process import Process
 from iddpm_jax.diffusion.respacing import respace

@@ -1,4 +1,4 @@
-"""Every setting, with its unit and the paper's value; and what makes a config impossible."""
+"""Every setting, with its unit and the paper's value; storing and comparing configs."""
 
 import difflib
 import json
@@ -146,10 +146,38 @@ def base() -> ConfigDict:
     c.nll.split = "test"
     c.nll.steps = ""  # as sample.steps; "" gives the bound of all T steps
     c.nll.terms = 0  # steps t evaluated per image, spread evenly at random; 0: every one
+    c.nll.draws = 1  # of the noise, for every image and step that is evaluated
     c.nll.ema_rate = 0.9999  # as sample.ema_rate
+    # Averages measured in one pass, on the same noise, 0 for the parameters themselves; (): only
+    # nll.ema_rate
+    c.nll.ema_rates = ()
     c.nll.batch_size = 256  # (image, t) pairs at a time, over all devices
     c.nll.clip_x_0 = True  # as OpenAI's evaluation; training never clips
     c.nll.seed = 0
+
+    c.fid = ConfigDict()
+    # .npz of samples, or of their statistics (--samples); "": those that sample above describes,
+    # which are drawn unless they are there
+    c.fid.samples = ""
+    # .npz of images, or of statistics (--reference); "": a split of the data, fid.split
+    c.fid.reference = ""
+    c.fid.split = "train"  # paper: the whole training set
+    # "inception" (FID), "digits" or "emoji" (small ones of our own; FD-digits, FD-emoji), or
+    # "auto": the data's own, else inception
+    c.fid.network = "auto"
+    # Inception-v3's weights: pytorch-fid's or torch-fidelity's .pth, or .npz; "": where
+    # python -m iddpm_jax.evaluation.inception --download puts them
+    c.fid.weights = ""
+    # Resizing and scaling of images for Inception: "pytorch_fid", or "tensorflow" (torch-fidelity,
+    # guided-diffusion's evaluator)
+    c.fid.preprocessing = "pytorch_fid"
+    c.fid.neighbours = 3  # k of precision and recall; paper: 5, guided-diffusion's evaluator: 3
+    c.fid.manifold_images = 10000  # images, of each side, that precision and recall look at
+    c.fid.kid_subsets = 100  # random subsets that KID is averaged over
+    c.fid.kid_subset_size = 1000  # images in each, or as many as there are
+    c.fid.resamples = 20  # bootstrap draws behind the error bars; 0: none
+    c.fid.batch_size = 64  # images at a time, over all devices
+    c.fid.seed = 0  # of subsets and resampling
     return c.lock()
 
 
@@ -162,83 +190,20 @@ def flat(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield prefix + key, value
 
 
-# Closed words of keys that no other code checks.
-_CHOICES = {
-    "data.labels": ("auto", "folders", "prefix", "none"),
-    "data.corrupt": ("fail", "skip"),
-    "loss.timesteps": ("uniform", "importance"),
-    "model.attention_order": ("heads_first", "qkv_first"),
-    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "train.learning_rate_decay": ("constant", "linear"),
-    "sample.sampler": ("ancestral", "ddim"),
-    "sample.class_choice": ("balanced", "random"),
-    "nll.split": ("train", "test"),
+# Elements of tuples; of the rest, whole numbers.
+_TUPLES_OF = {
+    "train.ema_rates": (float,),
+    "nll.ema_rates": (int, float),
+    "model.channel_mult": (int, float),
 }
-_AT_LEAST = {
-    **dict.fromkeys(
-        (
-            "diffusion.T loss.history_size model.width model.num_res_blocks model.num_heads "
-            "train.batch_size train.microbatches train.fsdp train.log_every_steps "
-            "train.evaluate_images "
-            "train.keep_checkpoints train.checkpoint_every_steps sample.count "
-            "sample.batch_size nll.batch_size data.num_threads data.prefetch_batches"
-        ).split(),
-        1,
-    ),
-    **dict.fromkeys(
-        (
-            "nll.terms model.num_heads_upsample model.num_head_channels model.low_res_size "
-            "data.num_classes train.low_res_noise sample.low_res_noise sample.guidance "
-            "train.warmup_steps train.hang_seconds "
-            "train.keep_best train.keep_every_steps train.evaluate_every_steps "
-            "train.weight_decay train.gradient_clip train.sample_every_steps loss.vlb_weight"
-        ).split(),
-        0,
-    ),
-}
-_FROM_0_TO_1 = (
-    "loss.uniform_share model.dropout model.label_dropout sample.eta sample.ema_rate nll.ema_rate "
-    "data.random_crop"
-).split()
-_TUPLES_OF = {"train.ema_rates": (float,), "model.channel_mult": (int, float)}  # the rest: int
 
 
-def check(config: ConfigDict) -> None:
-    """Refuse a config that cannot work, key by key and then across keys.
-
-    What needs to know the diffusion code or the data is left to build.model.
-
-    Args:
-        config: as base(), changed.
+def check_type(key: str, value: object, default: object) -> None:
+    """Refuse a value that is not of its key's kind.
 
     Raises:
-        InputError: one line that names the key, what is allowed and what to change.
+        InputError: names the kind, and the default as an example.
     """
-    values, defaults = dict(flat(config)), dict(flat(base()))
-    for key in values:
-        if key not in defaults:
-            raise InputError(f"there is no config key {key!r}{suggestion(key)}")
-    for key, default in defaults.items():
-        if key not in values:
-            raise InputError(f"config key {key!r} is missing; get_config must start from base()")
-        _check_type(key, values[key], default)
-    for key in ("seed", "sample.seed", "nll.seed"):
-        # JAX would take the lower 32 bits only.
-        if not 0 <= values[key] < 2**32:
-            raise InputError(f"{key} is {values[key]}; it must lie from 0 to 2**32 - 1")
-    for key, allowed in _CHOICES.items():
-        if values[key] not in allowed:
-            raise InputError(f"{key} is {values[key]!r}; use one of {', '.join(allowed)}")
-    for key, least in _AT_LEAST.items():
-        if not values[key] >= least:
-            raise InputError(f"{key} is {values[key]}; it must be at least {least}")
-    for key in _FROM_0_TO_1:
-        if not 0 <= values[key] <= 1:
-            raise InputError(f"{key} is {values[key]}; it must lie from 0 to 1")
-    _check_together(config)
-
-
-def _check_type(key: str, value: object, default: object) -> None:
     if isinstance(default, tuple):
         kinds = _TUPLES_OF.get(key, (int,))
         ok = isinstance(value, tuple | list) and all(type(v) in kinds for v in value)
@@ -254,45 +219,6 @@ def _check_type(key: str, value: object, default: object) -> None:
         raise InputError(f"{key} is {value!r}; it must be {wanted}, such as {default!r}")
 
 
-def _check_together(config: ConfigDict) -> None:
-    train, model = config.train, config.model
-    if train.steps < 1:
-        raise InputError(
-            f"train.steps is {train.steps}; say how long to train, such as "
-            "--config.train.steps=100000"
-        )
-    if not train.learning_rate > 0:
-        raise InputError(f"train.learning_rate is {train.learning_rate}; it must be above 0")
-    if train.batch_size % train.microbatches:
-        raise InputError(
-            f"train.batch_size {train.batch_size} is not divisible by {train.microbatches} "
-            "microbatches; change one of them"
-        )
-    if not all(0 < rate < 1 for rate in train.ema_rates):
-        raise InputError(
-            f"train.ema_rates is {train.ema_rates}; each rate must lie between 0 and 1"
-        )
-    if not model.channel_mult or not min(model.channel_mult) > 0:
-        raise InputError(f"model.channel_mult is {model.channel_mult}; each must be above 0")
-    shape = config.data.image_shape
-    if shape and (len(shape) != 3 or min(shape) < 1):
-        raise InputError(
-            f"data.image_shape is {tuple(shape)}; give height, width and channels, such as "
-            "(32, 32, 3), or () for the data's own"
-        )
-    if model.label_dropout and not model.class_conditional:
-        raise InputError(
-            "model.label_dropout needs classes to keep back; set model.class_conditional=true"
-        )
-    for key in ("sample", "nll"):
-        rate = config[key].ema_rate
-        if rate != 0 and rate not in train.ema_rates:
-            raise InputError(
-                f"{key}.ema_rate is {rate}, but train.ema_rates has {tuple(train.ema_rates)}; "
-                "use one of those, or 0 for the parameters themselves"
-            )
-
-
 CONVERTED = "converted.json"
 """File in a workdir whose weights came from files: where from, and at which step."""
 
@@ -304,7 +230,8 @@ _READING = ("data.corrupt", "data.tfds_dir", "data.num_threads", "data.prefetch_
 
 # A run may go on with other values of these; any other change makes it another run.
 FREE_ON_RESUME = (
-    *"sample. nll. train.steps train.keep_ train.evaluate_ train.fsdp train.hang_seconds".split(),
+    *"sample. nll. fid. train.steps train.keep_ train.evaluate_ train.fsdp".split(),
+    "train.hang_seconds",
     *_READING,
 )
 
@@ -380,7 +307,7 @@ def loads(text: str, path: Path) -> ConfigDict:
         if isinstance(defaults[key], tuple) and isinstance(value, list):
             value = tuple(value)
         try:
-            _check_type(key, value, defaults[key])
+            check_type(key, value, defaults[key])
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         config.update_from_flattened_dict({key: value})

@@ -10,6 +10,7 @@ from tiny_config import tiny
 
 from iddpm_jax import build, variants
 from iddpm_jax import config as configs
+from iddpm_jax.checks import check
 from iddpm_jax.errors import InputError
 from iddpm_jax.variants import COMMON
 
@@ -17,7 +18,7 @@ FILES = sorted((Path(__file__).resolve().parent.parent / "configs").glob("*.py")
 KEYS = dict(configs.flat(configs.base()))
 NUMBERS = [key for key, value in KEYS.items() if type(value) in (int, float)]
 FLOATS = [key for key, value in KEYS.items() if type(value) is float]
-PATHS = ("init_from", "sample.base", "data.tfds_dir")
+PATHS = (*"init_from sample.base data.tfds_dir fid.samples fid.reference fid.weights".split(),)
 WORDS = [key for key, value in KEYS.items() if type(value) is str and key not in PATHS]
 TUPLES = [key for key, value in KEYS.items() if type(value) is tuple]
 
@@ -50,7 +51,7 @@ def changed(**values) -> ConfigDict:
 
 def refusal(**values) -> str:
     with pytest.raises(InputError) as caught:
-        configs.check(changed(**values))
+        check(changed(**values))
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -65,8 +66,8 @@ def get_config(path: Path, variants: str = "") -> ConfigDict:
 
 def test_base_needs_nothing_but_train_steps():
     with pytest.raises(InputError, match=r"train\.steps is 0"):
-        configs.check(configs.base())
-    configs.check(trainable())
+        check(configs.base())
+    check(trainable())
 
 
 def test_base_refuses_keys_and_types_that_are_not_its_own():
@@ -119,7 +120,7 @@ def test_average_whose_rate_is_no_share_is_refused(value):
 @pytest.mark.parametrize("key", TUPLES)
 def test_tuple_with_one_wrong_element_is_refused_by_name(key):
     good = 0.9999 if key == "train.ema_rates" else 1
-    wrong = {"train.ema_rates": 1, "model.channel_mult": "1.5"}.get(key, 1.5)
+    wrong = {"train.ema_rates": 1, "model.channel_mult": "1.5", "nll.ema_rates": "0"}.get(key, 1.5)
     for bad in ("a", None, True, wrong):
         assert key in refusal(**{key: (good, bad)})
 
@@ -154,7 +155,7 @@ def test_share_above_one_is_refused_by_name(key):
     ],
 )
 def test_value_at_the_edge_of_its_range_is_taken(key, value):
-    configs.check(changed(**{key: value}))
+    check(changed(**{key: value}))
 
 
 @pytest.mark.parametrize("key", WORDS)
@@ -175,11 +176,14 @@ def test_unknown_word_is_refused_by_name(key):
         ("sample.sampler", ("ancestral", "ddim")),
         ("sample.class_choice", ("balanced", "random")),
         ("nll.split", ("train", "test")),
+        ("fid.split", ("train", "test")),
+        ("fid.network", ("auto", "inception", "digits", "emoji")),
+        ("fid.preprocessing", ("pytorch_fid", "tensorflow")),
     ],
 )
 def test_closed_words_take_their_words_and_no_other(key, legal):
     for word in legal:
-        configs.check(changed(**{key: word}))
+        check(changed(**{key: word}))
     text = refusal(**{key: "Nonsense"})
     assert key in text and all(word in text for word in legal)
 
@@ -236,19 +240,19 @@ def test_l_vlb_goes_with_every_variance(variance):
 
 
 def test_no_averages_at_all_are_fine_where_none_is_used():
-    configs.check(changed(train__ema_rates=(), sample__ema_rate=0.0, nll__ema_rate=0.0))
+    check(changed(train__ema_rates=(), sample__ema_rate=0.0, nll__ema_rate=0.0))
 
 
 def test_key_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match=r"model\.widht.*model\.width"):
-        configs.check(changed(model__widht=64))
+        check(changed(model__widht=64))
 
 
 def test_key_that_is_missing_is_refused():
     config = changed()
     del config.model["width"]
     with pytest.raises(InputError, match=r"model\.width"):
-        configs.check(config)
+        check(config)
 
 
 def test_saved_config_loads_the_same(tmp_path):
@@ -349,7 +353,7 @@ OTHER = {int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, bool: lambda v: not
 FREE = [
     key
     for key in KEYS
-    if key.startswith(("sample.", "nll."))
+    if key.startswith(("sample.", "nll.", "fid."))
     or key
     in (
         "train.steps train.fsdp train.hang_seconds train.keep_checkpoints train.log_every_steps "

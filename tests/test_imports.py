@@ -19,6 +19,7 @@ FLOORS = {
     "diffusion": 0,
     "models": 0,
     "config": 0,
+    "checks": 1,
     "runtime": 0,
     "variants": 0,
     "arguments": 1,

@@ -1,0 +1,102 @@
+"""Features of images by a network that scores are named after, on all devices."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from iddpm_jax import data
+from iddpm_jax.errors import InputError
+from iddpm_jax.training.parallel import (
+    check_batch,
+    is_main_process,
+    map_batch,
+    to_devices,
+    to_host,
+)
+
+
+class Features(NamedTuple):
+    """What scores are made of; [N, ...] float32.
+
+    Attributes:
+        pool: features of the whole image [N, D].
+        spatial: features that know places, flattened [N, S].
+        logits: of the network's own classes [N, K], without the last layer's bias.
+    """
+
+    pool: Any
+    spatial: Any
+    logits: Any
+
+
+class FeatureNetwork(NamedTuple):
+    """A fixed network.
+
+    Attributes:
+        distance: what the Frechet distance of its features is called, such as "FID".
+        channels: of the images it takes.
+        params: its arrays.
+        apply: (params, images float32 [B, H, W, channels] in 0..255) -> Features.
+    """
+
+    distance: str
+    channels: int
+    params: Any
+    apply: Callable[[Any, Any], Features]
+
+
+def extract(
+    network: FeatureNetwork,
+    read: Callable[[np.ndarray], np.ndarray],
+    count: int,
+    mesh: Mesh,
+    batch_size: int,
+    progress: bool = True,
+) -> Features:
+    """Features of images 0 ... count - 1.
+
+    Args:
+        network: what makes them.
+        read: indices [B] -> images uint8 [B, H, W, C]; grey ones are repeated for a network that
+            takes colour.
+        count: number of images.
+        mesh: devices that share each batch.
+        batch_size: images at a time, over all devices.
+        progress: show a bar.
+
+    Returns:
+        Features [count, ...].
+
+    Raises:
+        InputError: channels that the network cannot take, or a batch the devices cannot share.
+    """
+    check_batch(mesh, batch_size, name="fid.batch_size")
+    apply = map_batch(lambda params, images: network.apply(params, images.astype("float32")), mesh)
+    parts = []
+    with tqdm(
+        total=count,
+        desc="features",
+        unit="image",
+        disable=not (progress and is_main_process()),
+        leave=False,
+    ) as bar:
+        for index, real in data.padded_chunks(count, batch_size):
+            images = _with_channels(read(index), network)
+            found = to_host(apply(network.params, to_devices(mesh, images)))
+            parts.append(Features(*(part[:real] for part in found)))
+            bar.update(real)
+    return Features(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _with_channels(images: np.ndarray, network: FeatureNetwork) -> np.ndarray:
+    if images.shape[-1] == network.channels:
+        return images
+    if images.shape[-1] == 1:
+        return np.repeat(images, network.channels, axis=-1)
+    raise InputError(
+        f"the images have {images.shape[-1]} channels, and the network of {network.distance} takes "
+        f"{network.channels}; choose another --config.fid.network"
+    )

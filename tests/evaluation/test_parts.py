@@ -1,0 +1,58 @@
+"""Results on disk as they come."""
+
+import numpy as np
+import pytest
+
+from iddpm_jax.evaluation.parts import Parts
+
+
+def rows(first, count):
+    return {"a": np.arange(first, first + count), "b": np.ones((count, 2), np.uint8)}
+
+
+def test_rows_come_back_in_order_after_a_restart(tmp_path):
+    parts = Parts(tmp_path / "parts", {"seed": 0})
+    parts.append(rows(0, 3))
+    parts.append(rows(3, 2))
+    again = Parts(tmp_path / "parts", {"seed": 0})
+    assert again.done == 5
+    again.append(rows(5, 1))
+    np.testing.assert_array_equal(again.read()["a"], np.arange(6))
+    assert again.read()["b"].shape == (6, 2)
+
+
+def test_rows_of_other_settings_are_removed(tmp_path):
+    Parts(tmp_path, {"seed": 0}).append(rows(0, 3))
+    assert Parts(tmp_path, {"seed": 1}).done == 0
+    assert Parts(tmp_path, {"seed": 0}).done == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
+def test_a_damaged_part_and_all_after_it_are_made_again(tmp_path, damage):
+    parts = Parts(tmp_path, {})
+    for first in (0, 2, 4):
+        parts.append(rows(first, 2))
+    file = sorted(tmp_path.glob("rows_from_*"))[1]
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:-40] if damage == "cut" else b"")
+    again = Parts(tmp_path, {})
+    assert again.done == 2
+    again.append(rows(2, 4))
+    np.testing.assert_array_equal(Parts(tmp_path, {}).read()["a"], np.arange(6))
+
+
+def test_a_file_left_unfinished_does_not_count(tmp_path):
+    Parts(tmp_path, {}).append(rows(0, 2))
+    (tmp_path / "unfinished.npz").write_bytes(b"half")
+    assert Parts(tmp_path, {}).done == 2
+
+
+def test_without_a_folder_rows_stay_in_memory():
+    parts = Parts(None, {})
+    assert parts.read() == {}
+    parts.append(rows(0, 2))
+    parts.remove()
+    assert parts.done == 2
+    np.testing.assert_array_equal(parts.read()["a"], [0, 1])
