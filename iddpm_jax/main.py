@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from iddpm_jax import config as configs
 from iddpm_jax import runtime
-from iddpm_jax.arguments import HELP, Arguments, parse
+from iddpm_jax.arguments import Arguments, parse
 from iddpm_jax.errors import DivergedError, InputError
+from iddpm_jax.usage import HELP
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         config = arguments.config
         batches = [config.sample.batch_size, config.nll.batch_size]
         batches.append(config.train.batch_size // config.train.microbatches)
+        if arguments.mode in ("fid", "data"):
+            batches.append(config.fid.batch_size)
         if arguments.mode == "convert":
             batches = [1]  # nothing to share between devices
         if arguments.mode == "plan":
@@ -49,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             "train": _train,
             "sample": _sample,
             "nll": _nll,
+            "fid": _fid,
             "convert": _convert,
             "data": _data,
         }
@@ -191,11 +195,38 @@ def _measure(workdir: Path, run) -> tuple[str, Path]:
     return f"{nll.summary(likelihood)} in {dtype}", path
 
 
+def _fid(arguments: Arguments) -> None:
+    from iddpm_jax.evaluation import quality
+    from iddpm_jax.training import parallel, runs
+
+    config, workdir = arguments.config, arguments.workdir
+    mesh = parallel.make_mesh()
+    # All that can be refused is refused before samples are drawn.
+    network = quality.network_of(config)
+    reference = config.fid.reference
+    reference = quality.of_file(Path(reference), config) if reference else quality.of_data(config)
+    if config.fid.samples:
+        path = Path(config.fid.samples)
+    else:
+        path = _draw(workdir, runs.open_run(workdir, config, arguments.checkpoint))["npz"]
+    samples = quality.of_file(path, config)
+    folder = workdir / "fid" if workdir else path.parent
+    for line in quality.measure(config, network, samples, reference, mesh, folder):
+        print(line)
+
+
 def _data(arguments: Arguments) -> None:
     from iddpm_jax import inspection
 
     for line in inspection.inspect(arguments.config, arguments.workdir / "data"):
         print(line)
+    if arguments.statistics:
+        from iddpm_jax.evaluation import quality
+        from iddpm_jax.training import parallel
+
+        mesh = parallel.make_mesh()
+        for line in quality.write_statistics(arguments.config, mesh, arguments.statistics):
+            print(line)
 
 
 def _convert(arguments: Arguments) -> None:
