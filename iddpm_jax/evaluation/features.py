@@ -74,6 +74,7 @@ def extract(
         InputError: channels that the network cannot take, or a batch the devices cannot share.
     """
     check_batch(mesh, batch_size, name="fid.batch_size")
+    _with_channels(read(np.arange(1)), network)  # refused here, not in the middle of a bar
     apply = map_batch(lambda params, images: network.apply(params, images.astype("float32")), mesh)
     parts = []
     with tqdm(

@@ -15,7 +15,7 @@ from iddpm_jax.evaluation import inception, reference, small_network
 from iddpm_jax.evaluation.features import FeatureNetwork, Features, extract
 from iddpm_jax.evaluation.fid import statistics
 from iddpm_jax.evaluation.reference import Saved
-from iddpm_jax.evaluation.scores import Score, Settings, Side, scores
+from iddpm_jax.evaluation.scores import Score, Settings, Side, scores, side
 from iddpm_jax.training.parallel import is_main_process
 
 
@@ -151,10 +151,10 @@ def write_statistics(config: ConfigDict, mesh: Mesh, path: Path) -> list[str]:
         Lines for people.
     """
     subject = of_data(config)
-    side = _side(config, network_of(config), subject, mesh)
+    features = _side(config, network_of(config), subject, mesh).features
     if not is_main_process():
         return []
-    _write(path, side.features, config, subject)
+    _write(path, features, config, subject)
     return [f"statistics of {subject.count:,} pictures, {subject.name}: {path}"]
 
 
@@ -202,8 +202,7 @@ def _side(config: ConfigDict, network: FeatureNetwork, subject: Subject, mesh: M
     features = None
     if subject.count:
         features = extract(network, subject.read, subject.count, mesh, config.fid.batch_size)
-    saved = subject.saved
-    return Side(features) if saved is None else Side(features, saved.pool, saved.spatial)
+    return side(features, subject.saved)
 
 
 def _write(path: Path, features: Features, config: ConfigDict, subject: Subject) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ def write_files(tmp_path_factory):
 
 def scores_of(out: str) -> tuple[dict[str, dict], dict]:
     """(scores by name, all of the JSON file that the output names)."""
-    found = json.loads(open(re.search(r"^scores +(.+)$", out, re.MULTILINE).group(1)).read())
+    path = Path(re.search(r"^scores +(.+)$", out, re.MULTILINE).group(1))
+    found = json.loads(path.read_text())
     return {score["name"]: score for score in found["scores"]}, found
 
 
