@@ -155,7 +155,7 @@ def test_distances_grow_with_every_fault(real, spoil):
 def test_distance_grows_as_classes_are_missing(real):
     name, train, test = real
     whole = features_of(name, test.images).pool
-    distances = [distance(whole[test.labels >= k], train.pool) for k in (0, 1, 3, 5)]
+    distances = [distance(whole[test.labels >= k], train.pool) for k in (0, 2, 4, 6)]
     assert np.all(np.diff(distances) > 0), distances
 
 
