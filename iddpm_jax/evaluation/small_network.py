@@ -1,7 +1,9 @@
 """Small feature networks for the built-in sets, with their weights: FD-digits and FD-emoji.
 
 They stand in for Inception where nothing can be downloaded. Their Frechet distances compare models
-of the same data with each other, and with nothing else: none of them is an FID.
+of the same data with each other, and with nothing else: none of them is an FID. They give 99.2% of
+the test digits the right class, and 69% of the test emoji. What the distances make of spoilt
+pictures is in benchmarks/README.md.
 """
 
 import json

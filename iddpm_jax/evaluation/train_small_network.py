@@ -46,7 +46,7 @@ class Recipe(NamedTuple):
 
 RECIPES = {
     "digits": Recipe(steps=4000, shift=1, flip=False, weight_decay=0.01),
-    "emoji": Recipe(steps=3000, shift=3, flip=True, weight_decay=0.05),
+    "emoji": Recipe(steps=2000, shift=4, flip=True, weight_decay=0.05),
 }
 
 FAULTS = {

@@ -63,6 +63,7 @@ def test_noise_and_dead_pixels_have_their_strength():
     assert set(np.unique(dead)) == {0, 127.5, 255}
 
 
+@pytest.mark.slow  # imports scikit-learn and draws everything once
 def test_grey_pictures_have_no_saturation_to_learn():
     digits = data.load("digits", "train").images[:512].astype(np.float32)
     found, levels = spoil(KEY, digits, RECIPES["digits"])
