@@ -5,6 +5,7 @@ all but a few of the answers, with bounds on their rounding; the few are compute
 float64. So the result is that of comparing all pairs in float64, and no N x N matrix exists.
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ class _Set(NamedTuple):
     """
 
     exact: np.ndarray  # [N, D] as they came
+    first: np.ndarray  # [N] the first row that equals each
     rounded: np.ndarray  # [N, D] float32
     low: np.ndarray  # [N] float32
     high: np.ndarray  # [N] float32
@@ -80,13 +82,13 @@ def precision_recall(samples: np.ndarray, reference: np.ndarray, k: int) -> Prec
         )
     centre = reference.mean(axis=0, dtype=np.float64)
     scale = max(_largest_norm(samples, centre), _largest_norm(reference, centre)) or 1.0
+    a_reach, b_reach = (_squared_radii(features, k) for features in (samples, reference))
     a, b = (_prepared(features, centre, scale) for features in (samples, reference))
-    a_reach, b_reach = (_squared_radii(s, k) for s in (a, b))
     a_inside = np.zeros(len(samples), bool)
     b_inside = np.zeros(len(reference), bool)
     for rows in _blocks(len(samples)):
         # One product serves both ways.
-        block = _Set(*(array[rows] for array in a))
+        block = _part(a, rows)
         product = -2 * (block.rounded @ b.rounded.T)
         _mark_inside(a_inside[rows], block, b, product, b_reach, scale)
         _mark_inside(b_inside, b, block, product.T, a_reach[rows], scale)
@@ -114,18 +116,34 @@ def _prepared(features: np.ndarray, centre: np.ndarray, scale: float) -> _Set:
     unit = np.finfo(np.float32).eps / 2
     slack = (features.shape[1] + 32) * (unit * norms + np.finfo(np.float32).tiny)
     low, high = (norms - slack).astype(np.float32), (norms + slack).astype(np.float32)
-    return _Set(features, rounded, low, high)
+    return _Set(features, _first_equal(features), rounded, low, high)
 
 
-def _squared_radii(s: _Set, k: int) -> np.ndarray:
-    reach = np.empty(len(s.exact))
+def _first_equal(features: np.ndarray) -> np.ndarray:
+    """The first row that equals each, so that a picture drawn a thousand times costs one."""
+    first: dict[bytes, int] = {}
+    marks = (hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in features)
+    return np.array([first.setdefault(mark, i) for i, mark in enumerate(marks)])
+
+
+def _part(s: _Set, rows: slice) -> _Set:
+    return s._replace(
+        first=s.first[rows], rounded=s.rounded[rows], low=s.low[rows], high=s.high[rows]
+    )
+
+
+def _squared_radii(features: np.ndarray, k: int) -> np.ndarray:
+    # Around its own centre, where a set whose images are nearly the same has small norms.
+    centre = features.mean(axis=0, dtype=np.float64)
+    s = _prepared(features, centre, _largest_norm(features, centre) or 1.0)
+    reach = np.empty(len(features))
     for rows in _blocks(len(reach)):
         product = -2 * (s.rounded[rows] @ s.rounded.T)
         # At least k + 1 images, itself among them, are within the k + 1st smallest upper bound.
         bound = np.partition(product + s.high, k, axis=1)[:, k] + s.high[rows]
         near = product + s.low <= (bound - s.low[rows])[:, None]
         row, column = np.nonzero(near)
-        squared = _squared_distances(s.exact, s.exact, row + rows.start, column)
+        squared = _squared_distances(s.exact, s.exact, s.first[rows][row], s.first[column])
         ends = np.cumsum(near.sum(axis=1))
         for i, part in enumerate(np.split(squared, ends[:-1])):
             reach[rows.start + i] = np.partition(part, k)[k]
@@ -150,17 +168,29 @@ def _mark_inside(
     todo, product = todo[unclear], product[unclear]
     perhaps = product <= (room - centres.low).astype(np.float32) - points.low[todo, None]
     row, column = np.nonzero(perhaps)
-    squared = _squared_distances(points.exact, centres.exact, todo[row], column)
+    squared = _squared_distances(
+        points.exact, centres.exact, points.first[todo[row]], centres.first[column]
+    )
     inside[todo[row[squared <= reach[column]]]] = True
 
 
 def _squared_distances(
     a: np.ndarray, b: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """Squared distances of pairs of rows, float64: differences, squared, summed."""
-    squared = np.empty(len(rows))
-    for first in range(0, len(rows), PAIRS):
+    """Squared distances of pairs of rows, float64: differences, squared, summed; equal pairs once.
+
+    Args:
+        a, b: [N, D], [M, D].
+        rows, columns: indices into them [P].
+
+    Returns:
+        [P].
+    """
+    pairs, place = np.unique(rows * len(b) + columns, return_inverse=True)
+    rows, columns = np.divmod(pairs, len(b))
+    squared = np.empty(len(pairs))
+    for first in range(0, len(pairs), PAIRS):
         part = slice(first, first + PAIRS)
         difference = np.subtract(a[rows[part]], b[columns[part]], dtype=np.float64)
         squared[part] = np.square(difference, out=difference).sum(axis=1)
-    return squared
+    return squared[place]

@@ -85,6 +85,22 @@ def test_neighbourhoods_include_their_boundary_and_not_their_centre():
     assert near.reference_inside.tolist() == [False, False]
 
 
+def test_collapsed_samples_cost_no_more_than_others(monkeypatch):
+    # Models do collapse. Every distance within such a set could be the smallest to float32.
+    pairs = []
+    exact = neighbours._squared_distances
+    monkeypatch.setattr(
+        neighbours, "_squared_distances", lambda *given: pairs.append(given) or exact(*given)
+    )
+    reference = features("normal", 200, 40, 0)
+    same, nearly = np.repeat(reference[:1], 200, axis=0), features("far away", 200, 40, 1)
+    assert precision_recall(same, reference, 3).precision == 1
+    assert len({pair for *_, i, j in pairs[:1] for pair in zip(i, j, strict=True)}) == 1
+    pairs.clear()
+    assert precision_recall(nearly, reference, 3).precision == 0
+    assert sum(len(rows) for *_, rows, _ in pairs) < 4000
+
+
 @pytest.mark.parametrize(("k", "n", "m"), [(3, 3, 9), (3, 9, 3), (0, 9, 9)])
 def test_more_neighbours_than_images_are_refused(k, n, m):
     with pytest.raises(
