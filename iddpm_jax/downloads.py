@@ -17,17 +17,18 @@ def fetch(url: str, folder: Path, otherwise: str) -> Path:
         otherwise: what the user can do where it cannot be had, for the message.
 
     Returns:
-        Path of the file, which ends in ".part": whoever has checked it renames it.
+        Path of the file, "unchecked-" before its name: whoever has checked it renames it.
 
     Raises:
         InputError: it cannot be had or written.
     """
-    path = folder / (PurePosixPath(url).name + ".part")
+    name = PurePosixPath(url).name
+    path = folder / f"unchecked-{name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=60) as source, path.open("wb") as target:
             total = int(source.headers.get("Content-Length", 0)) or None
-            with tqdm(desc=path.stem, total=total, unit="B", unit_scale=True) as progress:
+            with tqdm(desc=name, total=total, unit="B", unit_scale=True) as progress:
                 while block := source.read(1 << 20):
                     target.write(block)
                     progress.update(len(block))

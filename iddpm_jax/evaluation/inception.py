@@ -106,9 +106,9 @@ def read(path: Path) -> Params:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or "truncated, damaged or no .npz"
         raise InputError(
             f"{path} cannot be read as Inception's weights ({reason}); give another file, or get "
