@@ -26,6 +26,7 @@ FLOORS = {
     "arguments": 1,
     "data": 1,
     "images": 1,
+    "downloads": 1,
     "interop": 1,
     "build": 1,
     "inspection": 2,

@@ -11,7 +11,6 @@ import hashlib
 import pickle
 import sys
 import tarfile
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from iddpm_jax import downloads
 from iddpm_jax.errors import InputError
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -121,20 +121,7 @@ def download(folder: Path) -> Path:
     path = folder / PurePosixPath(URL).name
     if path.exists() and MD5.get(md5(path)) == path.name:
         return path
-    part = path.with_name(path.name + ".part")  # an interrupted download leaves no archive
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(URL, timeout=60) as source, part.open("wb") as target:
-            total = int(source.headers.get("Content-Length", 0)) or None
-            with tqdm(desc=path.name, total=total, unit="B", unit_scale=True) as progress:
-                while block := source.read(1 << 20):
-                    target.write(block)
-                    progress.update(len(block))
-    except OSError as error:
-        raise InputError(
-            f"{URL} cannot be downloaded to {folder} ({error}); fetch it otherwise, and give "
-            "--archive"
-        ) from None
+    part = downloads.fetch(URL, folder, "fetch it otherwise, and give --archive")
     if MD5.get(md5(part)) != path.name:
         part.unlink()
         raise InputError(f"what came from {URL} is not the published archive; try again")

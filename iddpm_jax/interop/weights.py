@@ -30,7 +30,7 @@ class Weights(NamedTuple):
     metadata: dict[str, str]
 
 
-def read(path: Path) -> Weights:
+def read(path: Path, skip: tuple[str, ...] = ()) -> Weights:
     """The arrays of a file; no code in the file is run.
 
     Half precision becomes float32, float64 too where that changes no value. The "module." that
@@ -38,6 +38,7 @@ def read(path: Path) -> Weights:
 
     Args:
         path: file with one of SUFFIXES; all but .safetensors need torch.
+        skip: ends of the names of what is left out, whatever its type.
 
     Returns:
         Weights.
@@ -47,7 +48,7 @@ def read(path: Path) -> Weights:
     """
     suffix = _suffix(path)
     _check_start(path)
-    arrays, metadata = (_read_safetensors if suffix == ".safetensors" else _read_torch)(path)
+    arrays, metadata = (_read_safetensors if suffix == ".safetensors" else _read_torch)(path, skip)
     if not arrays:
         raise InputError(f"{path} holds no arrays; give a file of weights")
     if all(name.startswith("module.") for name in arrays):
@@ -159,7 +160,8 @@ def _float32(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     return cast
 
 
-def _read_torch(path: Path) -> Weights:
+def check_torch(path: Path) -> ModuleType:
+    """Torch, if it is there and reads files without running them."""
     torch = _torch(path)
     major, minor = map(int, torch.__version__.split(".")[:2])
     if (major, minor) < SAFE_TORCH:
@@ -167,11 +169,18 @@ def _read_torch(path: Path) -> Weights:
             f"{path} is not read with torch {torch.__version__}, which a file can make run code; "
             "pip install --upgrade torch, or convert to .safetensors elsewhere"
         )
+    return torch
+
+
+def _read_torch(path: Path, skip: tuple[str, ...]) -> Weights:
+    torch = check_torch(path)
     content = _load(torch, path)
     _check_content(torch, path, content)
     arrays = {}
     for name in list(content):
         tensor = content.pop(name)  # freed once it is converted
+        if name.endswith(skip):
+            continue
         _check_dtype(path, name, str(tensor.dtype).removeprefix("torch."))
         if tensor.layout != torch.strided or tensor.is_meta:
             raise InputError(f"{path}: {name!r} is sparse or has no values; save it as dense")
@@ -223,7 +232,7 @@ def _check_content(torch: ModuleType, path: Path, content: object) -> None:
             )
 
 
-def _read_safetensors(path: Path) -> Weights:
+def _read_safetensors(path: Path, skip: tuple[str, ...]) -> Weights:
     import ml_dtypes  # noqa: F401  (teaches numpy bfloat16)
     from safetensors import SafetensorError, safe_open
 
@@ -231,6 +240,8 @@ def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="numpy") as file:
             for name in file.offset_keys():
+                if name.endswith(skip):
+                    continue
                 _check_dtype(path, name, file.get_slice(name).get_dtype())
                 arrays[name] = _float32(path, name, file.get_tensor(name))
             return Weights(arrays, file.metadata() or {})
