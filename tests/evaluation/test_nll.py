@@ -12,7 +12,10 @@ from iddpm_jax import build, data
 from iddpm_jax.diffusion.losses import bound_term, prior_term
 from iddpm_jax.diffusion.process import q_sample
 from iddpm_jax.diffusion.reverse import clip_x_0
-from iddpm_jax.evaluation.nll import Likelihood, evaluate, steps_of_images, summary
+from iddpm_jax.evaluation.likelihood import Likelihood
+from iddpm_jax.evaluation.nll import evaluate, evaluate_all, made_by, measure
+from iddpm_jax.evaluation.parts import Parts
+from iddpm_jax.evaluation.terms import steps_of_images
 from iddpm_jax.models.unet import Network
 from iddpm_jax.training.parallel import make_mesh
 
