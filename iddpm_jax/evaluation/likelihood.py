@@ -98,7 +98,7 @@ class Likelihood:
     @property
     def terms(self) -> int:
         """Number of terms evaluated for each image."""
-        return int((~np.isnan(self.l_t[0])).sum())
+        return round(float((1 / self.weight).sum()))
 
     @property
     def decoder(self) -> float | None:
@@ -168,6 +168,8 @@ class Likelihood:
         total, squares = np.zeros(len(left)), np.zeros(len(left))
         for block in self._blocks():
             known = ~np.isnan(block)
+            if (known.sum(axis=1) != terms).any():  # of a network that gives no numbers
+                return float("nan")
             value = (block.astype(np.float64) * self.weight)[known].reshape(-1, terms)
             difference = value[:, left] - value[:, left + 1]
             total += difference.sum(axis=0)
