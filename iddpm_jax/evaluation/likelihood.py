@@ -25,8 +25,8 @@ class Bound(NamedTuple):
     l_t: np.ndarray
 
 
-class Difference(NamedTuple):
-    """Mean of paired differences and its standard error."""
+class Estimate(NamedTuple):
+    """A mean over images and its standard error for new images, terms and noise."""
 
     mean: float
     standard_error: float
@@ -95,6 +95,25 @@ class Likelihood:
             return float(np.sqrt(self.draws.var(axis=1, ddof=1).mean() / draws / count))
         return self._collapsed() if count > 1 else None
 
+    @functools.cached_property
+    def adjusted(self) -> Estimate | None:
+        """Bits/dim as the sum of every term's mean over the images that have it.
+
+        Poststratification: of a subset of terms it leaves out the luck of how many images drew
+        L_0, which is most of that estimate's error. Biased by as little as the means of different
+        terms depend on each other. The error comes from the spread of images around those means.
+        With every term it is bits_per_dim. None where a term was evaluated for less than two
+        images.
+        """
+        mean, known = self._means
+        if known.min() < 2:
+            return None
+        scale = self.weight * np.sqrt(known / (known - 1))
+        away = [np.nansum((block - mean) * scale, axis=1) for block in self._blocks()]
+        away = np.concatenate(away) + self.prior - self.prior.mean()
+        error = np.sqrt((away**2).mean() / len(away))
+        return Estimate(float(mean.sum() + self.prior.mean()), float(error))
+
     @property
     def terms(self) -> int:
         """Number of terms evaluated for each image."""
@@ -112,14 +131,10 @@ class Likelihood:
         decoder = np.nan_to_num(self.l_t[:, 0].astype(np.float64)) * self.weight[0]
         return self.per_image - self.prior - decoder
 
-    @functools.cached_property
+    @property
     def mean_l_t(self) -> np.ndarray:
         """Mean of each term over the images it was evaluated for [K]; NaN where there is none."""
-        total, known = np.zeros(len(self.t)), np.zeros(len(self.t), int)
-        for block in self._blocks():
-            total += np.nansum(block, axis=0, dtype=np.float64)
-            known += (~np.isnan(block)).sum(axis=0)
-        return np.divide(total, known, out=np.full(len(total), np.nan), where=known > 0)
+        return self._means[0]
 
     def save(self, path: Path, settings: dict) -> None:
         """Write all of it as .npz, and the numbers of `numbers` as .json beside it.
@@ -150,6 +165,16 @@ class Likelihood:
         unfinished.replace(path)
         text = json.dumps({**found, "settings": settings}, indent=1)
         path.with_suffix(".json").write_text(text + "\n")
+
+    @functools.cached_property
+    def _means(self) -> tuple[np.ndarray, np.ndarray]:
+        """mean_l_t [K] and the number of images that each is the mean of [K]."""
+        total, known = np.zeros(len(self.t)), np.zeros(len(self.t), int)
+        for block in self._blocks():
+            total += np.nansum(block, axis=0, dtype=np.float64)
+            known += (~np.isnan(block)).sum(axis=0)
+        mean = np.divide(total, known, out=np.full(len(total), np.nan), where=known > 0)
+        return mean, known
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """The table l_t in blocks of rows."""
@@ -182,7 +207,7 @@ def _error_of_mean(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def paired(one: np.ndarray, other: np.ndarray) -> Difference:
+def paired(one: np.ndarray, other: np.ndarray) -> Estimate:
     """How much larger one bound is than another, measured on the same images, terms and noise.
 
     What both have in common, which is most of the spread between images and of the noise, is not in
@@ -192,7 +217,7 @@ def paired(one: np.ndarray, other: np.ndarray) -> Difference:
         one, other: bounds of the same images [N], in the same order.
     """
     difference = one - other
-    return Difference(float(difference.mean()), _error_of_mean(difference))
+    return Estimate(float(difference.mean()), _error_of_mean(difference))
 
 
 def numbers(likelihood: Likelihood) -> dict:
@@ -210,6 +235,7 @@ def numbers(likelihood: Likelihood) -> dict:
         "bits_per_dim": likelihood.bits_per_dim,
         "standard_error": likelihood.standard_error,
         "monte_carlo_error": likelihood.monte_carlo_error,
+        "adjusted": likelihood.adjusted and likelihood.adjusted._asdict(),
         "prior": float(likelihood.prior.mean()),
         "decoder": likelihood.decoder,
         "kl": float(likelihood.kl.mean()),

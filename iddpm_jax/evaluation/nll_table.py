@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from iddpm_jax.evaluation.likelihood import Difference, Likelihood, by_step, paired
+from iddpm_jax.evaluation.likelihood import Estimate, Likelihood, by_step, paired
 
 
 def summary(likelihood: Likelihood) -> str:
@@ -39,6 +39,12 @@ def table(found: dict[str, Likelihood], variance: str, dtype: str) -> str:
             f"{_number(each.monte_carlo_error, 10, 4)}{each.prior.mean():10.5f}"
             f"{_number(each.decoder, 10, 4)}{each.kl.mean():10.4f}"
         )
+    if likelihood.terms < len(likelihood.t):
+        lines += ["", "adjusted: every term at its mean over the images that drew it"]
+        for name, each in found.items():
+            known = each.adjusted
+            text = "-" if known is None else f"{known.mean:.4f} +- {known.standard_error:.4f}"
+            lines.append(f"{_average(name):12}{text:>21}")
     lines += ["", "differences, on the same images, terms and noise"]
     own = {"clipped": clipping, "unclipped": clipping}
     for name, each in found.items():
@@ -67,7 +73,7 @@ def _average(name: str) -> str:
     return "parameters" if name == "0" else name
 
 
-def _line(words: str, difference: Difference) -> str:
+def _line(words: str, difference: Estimate) -> str:
     return f"{words:40}{difference.mean:+9.4f} +- {difference.standard_error:.4f}"
 
 

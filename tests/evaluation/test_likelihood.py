@@ -87,6 +87,34 @@ def test_error_of_a_subset_of_terms_is_honest(terms):
     assert abs(found.bits_per_dim - true.sum(axis=1).mean()) < 3 * error
 
 
+def test_adjusted_estimate_leaves_out_the_luck_of_the_draw():
+    """200 draws of terms for the same images: unbiased, narrower, and as wide as it says."""
+    rng, K, count = np.random.default_rng(7), 40, 300
+    true = made_up(count, K, rng)
+    found = []
+    for seed in range(200):
+        steps, weight = steps_of_images(count, K, 8, seed)
+        l_t = np.full((count, K), np.nan)
+        np.put_along_axis(l_t, steps, np.take_along_axis(true, steps, 1), 1)
+        found.append(likelihood(l_t, weight))
+    means = np.array([each.adjusted.mean for each in found])
+    expected, spread = true.sum(axis=1).mean(), means.std()
+    assert abs(means.mean() - expected) < 4 * spread / np.sqrt(200)
+    assert spread < 0.2 * np.std([each.bits_per_dim for each in found])
+    # What is reported is for new images too: the spread of whole bounds comes on top.
+    images = true.sum(axis=1).std() / np.sqrt(count)
+    errors = [each.adjusted.standard_error for each in found]
+    np.testing.assert_allclose(np.mean(errors), np.hypot(images, spread), rtol=0.05)
+
+
+def test_adjusted_estimate_of_all_terms_is_the_bound():
+    table = np.random.default_rng(8).random((50, 7))
+    found = likelihood(table, np.ones(7))
+    np.testing.assert_allclose(found.adjusted, (found.bits_per_dim, found.standard_error))
+    weight = np.array([2, 2])
+    assert likelihood([[1.0, np.nan], [1.0, np.nan], [np.nan, 1.0]], weight).adjusted is None
+
+
 def test_blocks_of_rows_do_not_matter(monkeypatch):
     table = np.random.default_rng(4).random((50, 7))
     expected = likelihood(table, np.ones(7))
