@@ -2,9 +2,9 @@
 
 python benchmarks/nll_seeds.py runs/digits [--seeds 10]
 
-A seed decides which terms of the bound are evaluated and their noise; the images stay. The spread of
-the seeds and their distances from the mean of their adjusted estimates, the best known value, are
-set against the errors that an evaluation reports: for 100 of the terms, and for every term of a
+A seed decides which terms of the bound are evaluated and their noise; the images stay. The spread
+of the seeds and their distances from the mean of their adjusted estimates, the best known value,
+are set against the errors that an evaluation reports: for 100 of the terms, and for every term of a
 process of 20 steps, where the noise alone is left.
 """
 

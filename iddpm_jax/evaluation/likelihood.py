@@ -136,12 +136,13 @@ class Likelihood:
         """Mean of each term over the images it was evaluated for [K]; NaN where there is none."""
         return self._means[0]
 
-    def save(self, path: Path, settings: dict) -> None:
+    def save(self, path: Path, settings: dict, minus: dict[str, Estimate]) -> None:
         """Write all of it as .npz, and the numbers of `numbers` as .json beside it.
 
         Args:
             path: of the .npz; its folder is made if missing.
             settings: what the numbers were made with, stored in both.
+            minus: paired differences from other averages measured in the same pass, for the .json.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         names = [field.name for field in dataclasses.fields(self) if field.name != "others"]
@@ -163,7 +164,8 @@ class Likelihood:
             monte_carlo_error=np.nan if other_seeds is None else other_seeds,
         )
         unfinished.replace(path)
-        text = json.dumps({**found, "settings": settings}, indent=1)
+        averages = {name: difference._asdict() for name, difference in minus.items()}
+        text = json.dumps({**found, "minus_averages": averages, "settings": settings}, indent=1)
         path.with_suffix(".json").write_text(text + "\n")
 
     @functools.cached_property

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from iddpm_jax import build, data
 from iddpm_jax.diffusion.process import Process
-from iddpm_jax.evaluation.likelihood import Bound, Likelihood
+from iddpm_jax.evaluation.likelihood import Bound, Likelihood, paired
 from iddpm_jax.evaluation.parts import Parts
 from iddpm_jax.evaluation.terms import (
     SHARES,
@@ -342,6 +342,11 @@ def measure(
     found = evaluate_all(config, model, weights, mesh, parts=parts)
     for name, likelihood in found.items():
         settings = {**config.to_dict(), "dtype": model.spec.dtype, "average": name}
-        likelihood.save(paths[name], settings)
+        minus = {
+            other: paired(likelihood.per_image, found[other].per_image)
+            for other in found
+            if other != name
+        }
+        likelihood.save(paths[name], settings, minus)
     parts.remove()
     return found

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from iddpm_jax.evaluation.likelihood import Bound, Likelihood, by_step, numbers, paired
+from iddpm_jax.evaluation.likelihood import Bound, Estimate, Likelihood, by_step, numbers, paired
 from iddpm_jax.evaluation.terms import steps_of_images
 
 ONES = np.ones((2, 3), np.float32)
@@ -163,7 +163,7 @@ def test_files_hold_everything(tmp_path):
         {"unclipped": other},
     )
     path = tmp_path / "nll" / "a_ema0.99.npz"
-    found.save(path, {"seed": 0})
+    found.save(path, {"seed": 0}, {"0": Estimate(0.25, 0.125)})
     with np.load(path) as arrays:
         assert arrays["total"].tolist() == [3.5, 4.5]
         assert arrays["unclipped_total"].tolist() == [4.5, 5.5]
@@ -171,7 +171,9 @@ def test_files_hold_everything(tmp_path):
         names = "t weight l_t x_0_mse eps_mse prior draws kl mean_l_t monte_carlo_error settings"
         assert set(names.split()) <= set(arrays) and "v" not in arrays
     text = json.loads(path.with_suffix(".json").read_text())
-    assert text.pop("settings") == {"seed": 0} and text == numbers(found)
+    assert text.pop("settings") == {"seed": 0}
+    assert text.pop("minus_averages") == {"0": {"mean": 0.25, "standard_error": 0.125}}
+    assert text == numbers(found)
     assert text["others"]["unclipped"]["difference"] == 1.0
     assert text["others"]["unclipped"]["difference_standard_error"] == 0.0
     assert sorted(p.suffix for p in path.parent.iterdir()) == [".json", ".npz"]
