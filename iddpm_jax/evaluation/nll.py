@@ -172,7 +172,7 @@ def _summed(values: dict[str, np.ndarray], steps: np.ndarray, weight: np.ndarray
     """
     kept = {name: values[name].mean(axis=2) for name in TABLES}
     kept["draws"] = np.einsum("nmd,nm->nd", values["l_t"].astype(np.float64), weight[steps])
-    for name in values.keys() - set(TABLES):
+    for name in [name for name in values if name not in TABLES]:
         mean = values[name].mean(axis=2, dtype=np.float64)
         if name not in SHARES:
             kept[f"{name}_total"] = (mean * weight[steps]).sum(axis=1)
