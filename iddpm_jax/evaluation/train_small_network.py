@@ -60,10 +60,10 @@ FAULTS = {
 }
 """What a picture may suffer from, and the range of its level; 0 is none."""
 
-_UNSCALED = {"pool.scale": np.float32(1), "spatial.scale": np.float32(1)}
-
 SHARE_OF_FAULTS = 0.25
-"""How often a picture has each of them; 13% have none."""
+"""How often a picture has each of them; 13% of colour pictures have none."""
+
+_UNSCALED = {"pool.scale": np.float32(1), "spatial.scale": np.float32(1)}
 
 
 def spoil(key: jax.Array, images: jax.Array, recipe: Recipe) -> tuple[jax.Array, jax.Array]:
