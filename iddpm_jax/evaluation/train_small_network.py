@@ -60,10 +60,10 @@ FAULTS = {
 }
 """What a picture may suffer from, and the range of its level; 0 is none."""
 
-_UNSCALED = {"pool.scale": np.float32(1), "spatial.scale": np.float32(1)}
-
 SHARE_OF_FAULTS = 0.25
-"""How often a picture has each of them; 13% have none."""
+"""How often a picture has each of them; 13% of colour pictures have none."""
+
+_UNSCALED = {"pool.scale": np.float32(1), "spatial.scale": np.float32(1)}
 
 
 def spoil(key: jax.Array, images: jax.Array, recipe: Recipe) -> tuple[jax.Array, jax.Array]:
@@ -227,7 +227,7 @@ def features(spec: Spec, params: Params, images: np.ndarray) -> small_network.Fe
 
 
 def main(arguments: list[str]) -> int:
-    """Train one network and write it; 0, or 2 where the input was wrong."""
+    """Train one network and write it; 0, 2 where the input was wrong, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, choices=SPECS, help="the built-in set")
     parser.add_argument("--target", required=True, type=Path, help=".npz file to write")
@@ -239,6 +239,9 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
