@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -13,6 +14,7 @@ from iddpm_jax.training.parallel import (
     check_batch,
     is_main_process,
     map_batch,
+    replicated,
     to_devices,
     to_host,
 )
@@ -75,6 +77,7 @@ def extract(
     """
     check_batch(mesh, batch_size, name="fid.batch_size")
     apply = map_batch(lambda params, images: network.apply(params, images.astype("float32")), mesh)
+    params = jax.device_put(network.params, replicated(mesh))  # once, not with each batch
     parts = []
     with tqdm(
         total=count,
@@ -85,7 +88,7 @@ def extract(
     ) as bar:
         for index, real in data.padded_chunks(count, batch_size):
             images = _with_channels(read(index), network)
-            found = to_host(apply(network.params, to_devices(mesh, images)))
+            found = to_host(apply(params, to_devices(mesh, images)))
             parts.append(Features(*(part[:real] for part in found)))
             bar.update(real)
     return Features(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
