@@ -36,6 +36,7 @@ INSTALL_REQUIRES = [
     "pillow>=10.3",
     "safetensors>=0.6.1",  # weights in and out without torch; older ones hide a file's order
     "scikit-learn>=1.5",  # carries the digits images
+    "scipy>=1.14.1",  # eigenvalues behind scores; older ones are not built for numpy 2.1
     "tensorboardX>=2.6.2",
     # Reads prepared data sets without TensorFlow. It uses importlib_resources undeclared.
     "tensorflow-datasets>=4.9.10",

@@ -15,82 +15,9 @@ from iddpm_jax import runtime
 from iddpm_jax.checks import check
 from iddpm_jax.errors import InputError
 
-MODES = ("train", "sample", "nll", "convert", "data", "plan")
+MODES = ("train", "sample", "nll", "fid", "convert", "data", "plan")
 PARTS = ("train", "sample", "all")
 """What a plan compiles: the training step, the sampler, or both."""
-
-HELP = """\
-Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal 2021).
-
-  python -m iddpm_jax.main --config FILE[:VARIANT,...] --workdir FOLDER [--mode MODE]
-                           [--config.KEY=VALUE ...]
-
-Modes
-  train   (default) train, or continue from the workdir's newest checkpoint; at the end draw
-          samples and measure bits/dim
-  sample  draw samples from a trained workdir
-  nll     measure bits/dim on the test split, term by term
-  convert weights in files (OpenAI's .pt, or .safetensors) -> workdir, and back
-  data    show the data as the network will see them: counts, classes, values, labelled pictures
-          in the workdir's data/, images/s
-  plan    what a config would cost on a TPU slice that is not there: memory, FLOPs, step time
-
-Examples
-  Train on the built-in digits:
-    python -m iddpm_jax.main --config configs/digits.py --workdir runs/digits
-  The same with L_vlb, importance sampling and the linear schedule:
-    python -m iddpm_jax.main --config configs/digits.py:l_vlb,linear --workdir runs/vlb
-  Change anything; every key is described in iddpm_jax/config.py:
-    ... --config.train.steps=5000 --config.model.width=64
-  100 samples of the digits 3 and 8 by 25 steps of DDIM; the workdir knows its own config:
-    python -m iddpm_jax.main --workdir runs/digits --mode sample \\
-      --config.sample.count=100 --config.sample.classes='(3, 8)' \\
-      --config.sample.sampler=ddim --config.sample.steps=25
-  The bound over all T steps, and the same model with 100 steps:
-    python -m iddpm_jax.main --workdir runs/digits --mode nll --config.nll.terms=0
-    python -m iddpm_jax.main --workdir runs/digits --mode nll --config.nll.steps=100
-  OpenAI's CIFAR-10 model, downloaded before; then sample, nll and train work in its workdir:
-    python -m iddpm_jax.main --mode convert --source cifar10_uncond_50M_500K.pt \\
-      --config configs/cifar10.py:official --workdir runs/official
-  What was trained here, for OpenAI's code (model.pt, ema.pt), or without torch:
-    python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights
-    python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights \\
-      --format safetensors
-  A look at your own pictures before training on them; CIFAR-10, once, to train on it:
-    python -m iddpm_jax.main --config configs/emoji.py --workdir runs/mine --mode data \\
-      --config.data.name=folder:PATH --config.data.image_shape='(32, 32, 3)'
-    python -m iddpm_jax.data.cifar10 --download
-  A cascade: the samples of one model, enlarged by a super-resolution model:
-    python -m iddpm_jax.main --workdir runs/large --mode sample --base SAMPLES.npz
-  Whether the paper's CIFAR-10 model fits on four TPU v5e chips, and how fast it can be:
-    python -m iddpm_jax.main --mode plan --config configs/cifar10.py --topology v5e:2x2
-
-Flags
-  --config     a file in configs/, with variants after a colon: l_simple, l_hybrid, l_vlb, linear,
-               cosine, T1000, T4000, and those of the file. May be left out where the workdir
-               holds a run.
-  --workdir    folder of the run: its config, checkpoints, curves, samples and results; plan needs
-               none
-  --mode       train, sample, nll, convert, data or plan
-  --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
-  --target     convert: a folder to write weights to
-  --format     convert: pt (default) or safetensors
-  --checkpoint sample, nll, convert --target: best (lowest bits/dim of those measured in training)
-               or the step of a checkpoint; the newest by default
-  --base       sample: .npz of small images for a super-resolution model (config.sample.base)
-  --topology   plan: chip and shape of the slice, such as v5e:2x2, v6e:4x4, v5p:2x2x2 or v4:2x2x1
-  --part       plan: train (the training step), sample (the sampler) or all (default)
-  --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)
-  --coordinator HOST:PORT --num_processes N --process_id I
-               one of several processes that train together: where process 0 listens, how many
-               there are, and which one this is. See launch/.
-  --distributed
-               several processes that JAX finds itself, as on a TPU pod. Slurm tasks are found
-               without it.
-  --help       this text
-
-Bad input ends with one line and exit code 2, a loss that is not finite with exit code 1.
-"""
 
 
 class Arguments(NamedTuple):
@@ -98,7 +25,8 @@ class Arguments(NamedTuple):
 
     Attributes:
         mode: one of MODES.
-        workdir: folder of the run; it need not exist. None where a plan is not about a run.
+        workdir: folder of the run; it need not exist. None where a plan or a comparison of two
+            files is not about a run.
         config: overrides applied, checked.
         devices: virtual CPU devices asked for, or None.
         source: file or folder of weights to convert, or None.
@@ -108,6 +36,7 @@ class Arguments(NamedTuple):
         cluster: the processes that share the work, or None for one alone.
         topology: slice to plan for, such as "v5e:2x2", or None.
         part: of the plan, one of PARTS; None for all.
+        statistics: file to write statistics of the data to, or None.
     """
 
     mode: str
@@ -121,6 +50,7 @@ class Arguments(NamedTuple):
     cluster: runtime.Cluster | None = None
     topology: str | None = None
     part: str | None = None
+    statistics: Path | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -149,6 +79,9 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--target")
     parser.add_argument("--format", choices=("pt", "safetensors"))
     parser.add_argument("--base")
+    parser.add_argument("--samples")
+    parser.add_argument("--reference")
+    parser.add_argument("--statistics")
     parser.add_argument("--coordinator")
     parser.add_argument("--num_processes")
     parser.add_argument("--process_id")
@@ -157,7 +90,8 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--topology")
     parser.add_argument("--part", choices=PARTS)
     given, overrides = parser.parse_known_args(argv)
-    if not given.workdir and given.mode != "plan":
+    two_files = given.mode == "fid" and given.samples and given.reference
+    if not given.workdir and given.mode != "plan" and not two_files:
         raise InputError("--workdir is missing; name a folder for the run, such as runs/digits")
     if re.match(r"\w+://", given.workdir or ""):
         raise InputError(
@@ -171,6 +105,7 @@ def parse(argv: list[str]) -> Arguments:
     _check_conversion(given)
     _check_checkpoint(given)
     _check_plan(given)
+    _check_comparison(given)
     stored = workdir and workdir / "config.json"
     if given.config:
         config = _from_file(given.config)
@@ -178,17 +113,25 @@ def parse(argv: list[str]) -> Arguments:
         config = _from_source(Path(given.source))
     elif stored and stored.exists():
         config = configs.load(stored)
+    elif two_files:
+        config = configs.base()
+        config.train.steps = 1  # nothing is trained
+        config.fid.network = "inception"
     else:
         without = f", and {workdir} holds no run" if workdir else ""
         raise InputError(f"--config is missing{without}; give one of {_config_files()}")
     config = _override(config, overrides)
     if given.base is not None:
         config.sample.base = given.base
+    if given.mode == "fid":
+        config.fid.samples = given.samples or config.fid.samples
+        config.fid.reference = given.reference or config.fid.reference
     check(config)
     # A plan changes nothing, so it may ask what the run would be with other settings.
-    if given.mode != "plan" and stored.exists():
+    if given.mode != "plan" and stored and stored.exists():
         _check_same_run(configs.load(stored), config, stored, given.mode)
-    source, target = (Path(p) if p else None for p in (given.source, given.target))
+    named = (given.source, given.target, given.statistics)
+    source, target, statistics = (Path(p) if p else None for p in named)
     return Arguments(
         given.mode,
         workdir,
@@ -201,6 +144,7 @@ def parse(argv: list[str]) -> Arguments:
         _cluster(given),
         given.topology,
         given.part,
+        statistics,
     )
 
 
@@ -251,8 +195,8 @@ def _check_checkpoint(given: argparse.Namespace) -> None:
         return
     if given.mode == "train" or given.source:
         raise InputError(
-            "--checkpoint is for what reads a trained workdir: --mode sample, nll, and convert "
-            "with --target; leave it out"
+            "--checkpoint is for what reads a trained workdir: --mode sample, nll, fid, and "
+            "convert with --target; leave it out"
         )
     if given.checkpoint != "best" and not given.checkpoint.isdecimal():
         raise InputError(f"--checkpoint is {given.checkpoint!r}; it must be best, or a step")
@@ -264,6 +208,14 @@ def _check_plan(given: argparse.Namespace) -> None:
         raise InputError("--mode plan needs --topology; name a TPU slice, such as v5e:2x2")
     if given.mode != "plan" and (given.topology or given.part):
         raise InputError("--topology and --part are for --mode plan; add it, or leave them out")
+
+
+def _check_comparison(given: argparse.Namespace) -> None:
+    """The files that are compared are there, and their flags belong to fid or data."""
+    if given.mode != "fid" and (given.samples or given.reference):
+        raise InputError("--samples and --reference are for --mode fid; add it, or leave them out")
+    if given.mode != "data" and given.statistics:
+        raise InputError("--statistics is for --mode data; add it, or leave it out")
 
 
 def _from_source(source: Path) -> ConfigDict:

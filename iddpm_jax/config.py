@@ -175,7 +175,7 @@ def base() -> ConfigDict:
     c.fid.manifold_images = 10000  # images, of each side, that precision and recall look at
     c.fid.kid_subsets = 100  # random subsets that KID is averaged over
     c.fid.kid_subset_size = 1000  # images in each, or as many as there are
-    c.fid.resamples = 20  # bootstrap draws behind the error bars; 0: none
+    c.fid.resamples = 20  # parts left out in turn (jackknife) for the errors of distances; 0: none
     c.fid.batch_size = 64  # images at a time, over all devices
     c.fid.seed = 0  # of subsets and resampling
     return c.lock()

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from iddpm_jax import config as configs
 from iddpm_jax import runtime
-from iddpm_jax.arguments import HELP, Arguments, parse
+from iddpm_jax.arguments import Arguments, parse
 from iddpm_jax.errors import DivergedError, InputError
+from iddpm_jax.usage import HELP
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         config = arguments.config
         batches = [config.sample.batch_size, config.nll.batch_size]
         batches.append(config.train.batch_size // config.train.microbatches)
+        if arguments.mode in ("fid", "data"):
+            batches.append(config.fid.batch_size)
         if arguments.mode == "convert":
             batches = [1]  # nothing to share between devices
         if arguments.mode == "plan":
@@ -49,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             "train": _train,
             "sample": _sample,
             "nll": _nll,
+            "fid": _fid,
             "convert": _convert,
             "data": _data,
         }
@@ -78,7 +82,7 @@ def _train(arguments: Arguments) -> None:
     import jax
 
     from iddpm_jax import build, data
-    from iddpm_jax.evaluation import generate, nll
+    from iddpm_jax.evaluation import generate, nll, nll_table
     from iddpm_jax.images import write_png
     from iddpm_jax.training import finetune, loop, parallel, runs
 
@@ -127,9 +131,11 @@ def _train(arguments: Arguments) -> None:
     print(f"samples and bits/dim on the {config.nll.split} split:")
     run = runs.Run(config, model, mesh, state)
     written = _draw(workdir, run)
-    summary, path = _measure(workdir, run)
+    found, paths = _measure(workdir, run)
     if not parallel.is_main_process():
         return
+    [likelihood, *_], [path, *_] = found.values(), paths.values()
+    summary = f"{nll_table.summary(likelihood)} in {model.spec.dtype}"
     print(
         f"\nTrained to step {int(state.step)} on {jax.devices()[0].platform}.\n"
         f"  bits/dim     {summary}\n"
@@ -169,26 +175,54 @@ def _draw(workdir: Path, run) -> dict[str, Path]:
 
 
 def _nll(arguments: Arguments) -> None:
+    from iddpm_jax.evaluation import nll_table
     from iddpm_jax.training import runs
 
     run = runs.open_run(arguments.workdir, arguments.config, arguments.checkpoint)
-    summary, path = _measure(arguments.workdir, run)
-    print(summary)
-    print(f"terms {path}")
+    found, paths = _measure(arguments.workdir, run)
+    if found:
+        variance, dtype = run.model.parametrization.variance, run.model.spec.dtype
+        print(nll_table.table(found, variance, dtype), "\n")
+        for path in paths.values():
+            print(f"terms {path}\njson  {path.with_suffix('.json')}")
 
 
-def _measure(workdir: Path, run) -> tuple[str, Path]:
-    """Measure bits/dim and write the terms: (line for people, file)."""
+def _measure(workdir: Path, run) -> tuple[dict, dict[str, Path]]:
+    """Measure bits/dim and write it: (likelihoods, files) by the average's rate.
+
+    There are no likelihoods in other processes than the main one.
+    """
     from iddpm_jax.evaluation import nll
-    from iddpm_jax.training.parallel import is_main_process
 
-    config, dtype = run.config, run.model.spec.dtype
-    weights = run.state.weights(config.nll.ema_rate)
-    likelihood = nll.evaluate(config, run.model, weights, run.mesh)
-    path = _nll_path(workdir, run)
-    if is_main_process():
-        likelihood.save(path, {**config.to_dict(), "dtype": dtype})
-    return f"{nll.summary(likelihood)} in {dtype}", path
+    settings = run.config.nll
+    rates = {str(rate or 0): rate for rate in settings.ema_rates or (settings.ema_rate,)}
+    paths = {name: _nll_path(workdir, run, float(rate)) for name, rate in rates.items()}
+    try:
+        (workdir / "nll").mkdir(exist_ok=True)  # or it might be measured for nothing
+    except OSError as error:
+        raise InputError(f"{workdir / 'nll'} cannot be written ({error.strerror})") from None
+    weights = {name: run.state.weights(rate) for name, rate in rates.items()}
+    return nll.measure(run.config, run.model, weights, run.mesh, paths), paths
+
+
+def _fid(arguments: Arguments) -> None:
+    from iddpm_jax.evaluation import quality
+    from iddpm_jax.training import parallel, runs
+
+    config, workdir = arguments.config, arguments.workdir
+    mesh = parallel.make_mesh()
+    # All that can be refused is refused before samples are drawn.
+    network = quality.network_of(config)
+    reference = config.fid.reference
+    reference = quality.of_file(Path(reference), config) if reference else quality.of_data(config)
+    if config.fid.samples:
+        path = Path(config.fid.samples)
+    else:
+        path = _draw(workdir, runs.open_run(workdir, config, arguments.checkpoint))["npz"]
+    samples = quality.of_file(path, config)
+    folder = workdir / "fid" if workdir else path.parent
+    for line in quality.measure(config, network, samples, reference, mesh, folder):
+        print(line)
 
 
 def _data(arguments: Arguments) -> None:
@@ -196,6 +230,13 @@ def _data(arguments: Arguments) -> None:
 
     for line in inspection.inspect(arguments.config, arguments.workdir / "data"):
         print(line)
+    if arguments.statistics:
+        from iddpm_jax.evaluation import quality
+        from iddpm_jax.training import parallel
+
+        mesh = parallel.make_mesh()
+        for line in quality.write_statistics(arguments.config, mesh, arguments.statistics):
+            print(line)
 
 
 def _convert(arguments: Arguments) -> None:
@@ -254,10 +295,12 @@ def _sample_folder(workdir: Path, run) -> Path:
     return workdir / "samples" / _joined([*parts, *_end(s, run)])
 
 
-def _nll_path(workdir: Path, run) -> Path:
-    n, T = run.config.nll, run.config.diffusion.T
+def _nll_path(workdir: Path, run, ema_rate: float) -> Path:
+    n, T = run.config.nll.copy_and_resolve_references(), run.config.diffusion.T
+    n.ema_rate = ema_rate
     parts = [f"step{int(run.state.step):08d}", _data_word(run), n.split, f"{n.steps or T}steps"]
     parts += [f"{n.terms}terms"] if n.terms else []
+    parts += [f"{n.draws}draws"] if n.draws > 1 else []
     return workdir / "nll" / (_joined([*parts, *_end(n, run)]) + ".npz")
 
 

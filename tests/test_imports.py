@@ -22,6 +22,7 @@ FLOORS = {
     "checks": 1,
     "runtime": 0,
     "variants": 0,
+    "usage": 0,
     "arguments": 1,
     "data": 1,
     "images": 1,

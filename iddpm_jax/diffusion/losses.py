@@ -60,6 +60,31 @@ def mean_flat(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1).mean(axis=1)
 
 
+def reverse_term(
+    process: Process, reverse: Reverse, x_0: jax.Array, x_t: jax.Array, t: jax.Array
+) -> jax.Array:
+    """The term of the variational bound that belongs to step t, of a reverse step at hand.
+
+    Nichol & Dhariwal 2021, equations 5 and 6: -log p(x_0 | x_1) at t = 0, and
+    KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) above.
+
+    Args:
+        process: noise process with T steps.
+        reverse: p(x_{t-1} | x_t).
+        x_0: clean images [B, H, W, C] in [-1, 1], on the grid of 8-bit values.
+        x_t: noised images [B, H, W, C].
+        t: step index [B], int32.
+
+    Returns:
+        L_t [B] in bits/dim.
+    """
+    q = posterior(process, x_0, x_t, t)
+    divergence = kl(q.mean, q.log_variance, reverse.mean, reverse.log_variance)
+    decoder = -discretised_log_likelihood(x_0, reverse.mean, 0.5 * reverse.log_variance)
+    nats = jnp.where(t == 0, mean_flat(decoder), mean_flat(divergence))
+    return nats / NATS_PER_BIT
+
+
 def bound_term(
     process: Process,
     parametrization: Parametrization,
@@ -69,10 +94,7 @@ def bound_term(
     t: jax.Array,
     transform: X0Transform | None = None,
 ) -> tuple[jax.Array, Reverse]:
-    """The term of the variational bound that belongs to step t.
-
-    Nichol & Dhariwal 2021, equations 5 and 6: -log p(x_0 | x_1) at t = 0, and
-    KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) above.
+    """The term of the variational bound that belongs to step t, from a network output.
 
     Args:
         process: noise process with T steps.
@@ -87,11 +109,7 @@ def bound_term(
         (L_t [B] in bits/dim, the reverse step it compares).
     """
     reverse = p_mean_variance(process, parametrization, output, x_t, t, transform)
-    q = posterior(process, x_0, x_t, t)
-    divergence = kl(q.mean, q.log_variance, reverse.mean, reverse.log_variance)
-    decoder = -discretised_log_likelihood(x_0, reverse.mean, 0.5 * reverse.log_variance)
-    nats = jnp.where(t == 0, mean_flat(decoder), mean_flat(divergence))
-    return nats / NATS_PER_BIT, reverse
+    return reverse_term(process, reverse, x_0, x_t, t), reverse
 
 
 def prior_term(process: Process, x_0: jax.Array) -> jax.Array:

@@ -138,6 +138,32 @@ def reverse_variance(
     return jnp.exp(log_variance), log_variance
 
 
+def v_of(
+    process: Process, parametrization: Parametrization, output: jax.Array, t: jax.Array
+) -> jax.Array:
+    """The v that a learned variance amounts to: -1 is beta_tilde, 1 is beta.
+
+    Nichol & Dhariwal 2021, equation 15, solved for v under "learned"; the paper's v is (v + 1) / 2.
+
+    Args:
+        process: noise process with T steps.
+        parametrization: one that learns the variance.
+        output: network output [B, H, W, 2 C].
+        t: step index [B], int32.
+
+    Returns:
+        v [B, H, W, C]; under "learned" NaN where log beta and log beta_tilde are so close that
+        float32 cannot tell where between them a log-variance lies.
+    """
+    _, variance_part = parametrization.split(output)
+    if parametrization.variance == "learned_range":
+        return variance_part
+    low = at(process.log_beta_tilde, t)
+    gap = at(process.log_beta, t) - low
+    known = jnp.abs(gap) > 1e-4
+    return jnp.where(known, 2.0 * (variance_part - low) / jnp.where(known, gap, 1.0) - 1.0, jnp.nan)
+
+
 def p_mean_variance(
     process: Process,
     parametrization: Parametrization,
@@ -178,6 +204,23 @@ def p_mean_variance(
     else:
         mean = posterior(process, x_0, x_t, t).mean
     return Reverse(mean, variance, log_variance, x_0)
+
+
+def with_variance(process: Process, reverse: Reverse, variance: str, t: jax.Array) -> Reverse:
+    """The same prediction with a fixed variance in place of its own.
+
+    Args:
+        process: noise process with T steps.
+        reverse: from p_mean_variance.
+        variance: "fixed_small" or "fixed_large".
+        t: step index [B], int32.
+
+    Returns:
+        Reverse whose variance and log_variance are [B, 1, 1, 1].
+    """
+    fixed = Parametrization(variance=variance)
+    value, log_value = reverse_variance(process, fixed, None, t)
+    return reverse._replace(variance=value, log_variance=log_value)
 
 
 def mean_target(

@@ -1,5 +1,6 @@
 """Features of images by a network that scores are named after, on all devices."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,7 +77,8 @@ def extract(
         InputError: channels that the network cannot take, or a batch the devices cannot share.
     """
     check_batch(mesh, batch_size, name="fid.batch_size")
-    apply = map_batch(lambda params, images: network.apply(params, images.astype("float32")), mesh)
+    _with_channels(read(np.arange(1)), network)  # refused here, not in the middle of a bar
+    apply = _compiled(network.apply, mesh)
     params = jax.device_put(network.params, replicated(mesh))  # once, not with each batch
     parts = []
     with tqdm(
@@ -92,6 +94,12 @@ def extract(
             parts.append(Features(*(part[:real] for part in found)))
             bar.update(real)
     return Features(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+@functools.lru_cache(maxsize=2)
+def _compiled(apply: Callable[[Any, Any], Features], mesh: Mesh) -> Callable:
+    """Compiled (params, images uint8 [B, H, W, C]) -> Features, for both sides of a comparison."""
+    return map_batch(lambda params, images: apply(params, images.astype("float32")), mesh)
 
 
 def _with_channels(images: np.ndarray, network: FeatureNetwork) -> np.ndarray:

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,134 +15,218 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from iddpm_jax import build, data
-from iddpm_jax.diffusion.losses import bound_term, mean_flat, prior_term
-from iddpm_jax.diffusion.process import eps_from_x_0, q_sample
-from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
-from iddpm_jax.images import area_average, to_float
+from iddpm_jax.diffusion.process import Process
+from iddpm_jax.evaluation.likelihood import Bound, Likelihood, paired
+from iddpm_jax.evaluation.parts import Parts
+from iddpm_jax.evaluation.terms import (
+    SHARES,
+    TABLES,
+    prior_function,
+    steps_of_images,
+    terms_function,
+)
+from iddpm_jax.training.checksum import checksums
 from iddpm_jax.training.parallel import (
     check_batch,
     is_main_process,
-    map_batch,
-    to_devices,
+    share_to_devices,
     to_host,
 )
 from iddpm_jax.training.state import Params
 
-TABLES = ("l_t", "x_0_mse", "eps_mse")
+BATCHES_PER_PART = 16
+MOST_PARTS = 2000
 
 
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """The bound of every image, in bits/dim.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Task:
+    """What is measured, and where.
 
     Attributes:
-        t: original index of each step of the process in use [K], ascending.
-        weight: number of terms that an evaluated one stands for [K]; 1 where all were evaluated.
-        l_t: terms L_0 ... L_{K-1} [N, K]; NaN where a term was not evaluated.
-        x_0_mse, eps_mse: squared errors of the predicted x_0 and eps [N, K].
-        prior: L_T [N].
+        settings: the config's nll part.
+        model, process, mesh: of the evaluation.
+        read: index in the split -> example; the last few are kept.
+        chosen: index in the split of each image [N].
+        steps: terms of each image [N, M].
+        weight: number of terms that an evaluated one stands for [K].
     """
 
-    t: np.ndarray
+    settings: ConfigDict
+    model: build.Model
+    process: Process
+    mesh: Mesh
+    read: Callable[[int], dict[str, np.ndarray]]
+    chosen: np.ndarray
+    steps: np.ndarray
     weight: np.ndarray
-    l_t: np.ndarray
-    x_0_mse: np.ndarray
-    eps_mse: np.ndarray
-    prior: np.ndarray
 
     @property
-    def per_image(self) -> np.ndarray:
-        """Bound of each image [N]; an unbiased estimate where some terms are missing."""
-        return np.nansum(self.l_t * self.weight, axis=1, dtype=np.float64) + self.prior
+    def terms(self) -> int:
+        """Evaluations of the network per image and average."""
+        return self.steps.shape[1] * self.settings.draws
 
     @property
-    def bits_per_dim(self) -> float:
-        """Mean over the images."""
-        return float(self.per_image.mean())
+    def part(self) -> int:
+        """Images measured between two saves; the last of their batches is nearly full."""
+        by_batches = BATCHES_PER_PART * self.settings.batch_size // self.terms
+        return max(1, by_batches, -(-len(self.chosen) // MOST_PARTS))
 
-    @property
-    def standard_error(self) -> float:
-        """Of bits_per_dim, from the spread between images; 0 for a single image."""
-        count = len(self.prior)
-        return float(self.per_image.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    def images(self, i: np.ndarray) -> np.ndarray:
+        """Images of rows i [B] -> uint8 [B, H, W, C]."""
+        return np.stack([self.read(index)["image"] for index in self.chosen[i].tolist()])
 
-    @property
-    def decoder(self) -> float | None:
-        """Mean of L_0, -log p(x_0 | x_1), bits/dim; None if it was evaluated for no image."""
-        known = self.l_t[~np.isnan(self.l_t[:, 0]), 0]
-        return float(known.mean()) if known.size else None
-
-    def save(self, path: Path, settings: dict) -> None:
-        """Write as .npz: the attributes, total (per image), bits_per_dim, standard_error, settings.
-
-        Args:
-            path: its folder is made if missing.
-            settings: what the numbers were made with, stored as JSON.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            path,
-            **dataclasses.asdict(self),
-            settings=json.dumps(settings),
-            total=self.per_image,
-            bits_per_dim=self.bits_per_dim,
-            standard_error=self.standard_error,
-        )
+    def pairs(self, rows: np.ndarray, pair: np.ndarray) -> tuple:
+        """What the compiled function takes: pairs [B], counted over the terms of rows."""
+        row, term = np.divmod(pair, self.terms)
+        i, (s, draw) = rows[row], np.divmod(term, self.settings.draws)
+        y = None
+        if self.model.class_conditional:
+            y = np.array([self.read(index)["label"] for index in self.chosen[i].tolist()], np.int32)
+        index, t = self.chosen[i].astype(np.int32), self.steps[i, s].astype(np.int32)
+        return self.images(i), y, index, t, None if self.settings.draws == 1 else draw
 
 
-def steps_of_images(count: int, K: int, terms: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which terms are evaluated for each image.
+def _task(config: ConfigDict, model: build.Model, mesh: Mesh, count: int | None) -> _Task:
+    settings = config.nll
+    check_batch(mesh, settings.batch_size)
+    process = model.respaced(settings.steps, "nll.steps")
+    source = build.load_data(config, model, settings.split)
+    chosen = min(count or len(source), len(source))
+    chosen = np.arange(chosen) * len(source) // chosen
+    steps, weight = steps_of_images(len(source), process.T, settings.terms, settings.seed)
+    steps = steps if len(chosen) == len(source) else steps[chosen]
+    # Neighbouring pairs share their image, and a batch goes through several averages.
+    read = functools.lru_cache(settings.batch_size)(source.__getitem__)
+    return _Task(settings, model, process, mesh, read, chosen, steps, weight)
+
+
+def _in_batches(
+    task: _Task, function: Callable, shared: list, count: int, make: Callable
+) -> Iterator[tuple[np.ndarray, list]]:
+    """A function's results for 0 ... count - 1: (indices [n], results under each of `shared`).
+
+    The next batch is made while the devices work on this one.
+    """
+    waiting = None
+    for index, real in data.padded_chunks(count, task.settings.batch_size):
+        own = np.array_split(index, jax.process_count())[jax.process_index()]
+        batch = share_to_devices(task.mesh, make(own))
+        started = index[:real], [function(s, batch) for s in shared]
+        if waiting is not None:
+            yield _fetched(waiting)
+        waiting = started
+    yield _fetched(waiting)
+
+
+def _fetched(batch: tuple[np.ndarray, list]) -> tuple[np.ndarray, list]:
+    index, results = batch
+    return index, jax.tree.map(lambda values: values[: len(index)], to_host(results))
+
+
+def _measure(task: _Task, weights: dict[str, Params], rows: np.ndarray, bar: tqdm) -> dict:
+    """The next rows of results, by names such as "0.99:l_t"; see _summed."""
+    function = terms_function(
+        task.model.network.apply,
+        task.model.parametrization,
+        task.settings.clip_x_0,
+        task.model.low_res_shape,
+        task.mesh,
+    )
+    key = jax.random.key(task.settings.seed)
+    shared = [(params, task.process, key) for params in weights.values()]
+    found: list[dict[str, list]] = [{} for _ in weights]
+    make = functools.partial(task.pairs, rows)
+    for index, results in _in_batches(task, function, shared, len(rows) * task.terms, make):
+        for lists, values in zip(found, results, strict=True):
+            for name, value in values.items():
+                lists.setdefault(name, []).append(value)
+            bar.update(len(index))
+    batches = _in_batches(
+        task,
+        prior_function(task.mesh),
+        [task.process],
+        len(rows),
+        lambda i: task.images(rows[i]),
+    )
+    arrays = {"prior": np.concatenate([prior for _, [prior] in batches])}
+    for average, lists in zip(weights, found, strict=True):
+        shape = (len(rows), task.steps.shape[1], task.settings.draws)
+        values = {name: np.concatenate(parts).reshape(shape) for name, parts in lists.items()}
+        summed = _summed(values, task.steps[rows], task.weight)
+        arrays |= {f"{average}:{name}": array for name, array in summed.items()}
+    return arrays
+
+
+def _summed(values: dict[str, np.ndarray], steps: np.ndarray, weight: np.ndarray) -> dict:
+    """What is kept of the values of n images, by name.
 
     Args:
-        count: number of images.
-        K: number of steps of the process.
-        terms: how many per image; 0 means all. Fewer are stratified: the process is cut into that
-            many parts of K / terms steps, rounded, and one step is drawn from each for each image.
-        seed: of the draw.
+        values: by name [n, M, D].
+        steps: [n, M].
+        weight: [K].
 
     Returns:
-        (steps [count, K or terms], ascending in each row; size of the part of each step [K]).
+        The names of TABLES: [n, M], means over the draws. "draws": sum of l_t over the steps
+        [n, D]. Of each other bound its sum, NAME_total [n]. NAME_steps, of all but TABLES:
+        sums over the images [1, K].
     """
-    parts = K if terms == 0 else min(terms, K)
-    edges = np.arange(parts + 1) * K // parts
-    sizes = np.diff(edges)
-    rng = np.random.default_rng(seed)
-    steps = edges[:-1] + rng.integers(0, sizes, (count, parts))
-    return steps, np.repeat(sizes, sizes)
+    kept = {name: values[name].mean(axis=2) for name in TABLES}
+    kept["draws"] = np.einsum("nmd,nm->nd", values["l_t"].astype(np.float64), weight[steps])
+    for name in [name for name in values if name not in TABLES]:
+        mean = values[name].mean(axis=2, dtype=np.float64)
+        if name not in SHARES:
+            kept[f"{name}_total"] = (mean * weight[steps]).sum(axis=1)
+        sums = np.bincount(steps.ravel(), mean.ravel(), minlength=len(weight))
+        kept[f"{name}_steps"] = sums[None]
+    return kept
 
 
-@functools.cache
-def _terms_function(
-    network: Callable,
-    parametrization: Parametrization,
-    clip: bool,
-    low_res_shape: tuple[int, int, int] | None,
+def evaluate_all(
+    config: ConfigDict,
+    model: build.Model,
+    weights: dict[str, Params],
     mesh: Mesh,
-) -> Callable:
-    """Compiled (params, process, key), (image, label, index, t) -> entries of TABLES [B]."""
-    transform = clip_x_0 if clip else None
+    progress: bool = True,
+    count: int | None = None,
+    parts: Parts | None = None,
+) -> dict[str, Likelihood]:
+    """The variational bound of a whole split or a part of it, each image once.
 
-    def terms(shared: tuple, batch: tuple) -> tuple[jax.Array, ...]:
-        params, process, key = shared
-        image, y, index, t = batch
-        x_0 = to_float(image)
+    Nichol & Dhariwal 2021, equations 4 to 7. A super-resolution model is given each image's own
+    small version.
 
-        def noise(i: jax.Array, t: jax.Array) -> jax.Array:
-            image_key = jax.random.fold_in(key, i)
-            return jax.random.normal(jax.random.fold_in(image_key, t), x_0.shape[1:])
+    Args:
+        config: its nll part is read.
+        model: the model.
+        weights: parameters, or averages of them, by name; all see the same noise.
+        mesh: devices of all processes, which share each batch; a process reads its own share.
+        progress: show a bar.
+        count: images, spread evenly over the split; None for all, as for more than there are.
+        parts: results so far, made with made_by(...); None keeps them in memory.
 
-        eps = jax.vmap(noise)(index, t)
-        x_t = q_sample(process, x_0, t, eps)
-        low_res = area_average(x_0, *low_res_shape[:2]) if low_res_shape else None
-        output = network(params, x_t, process.model_t[t], y, None, low_res)
-        l_t, reverse = bound_term(process, parametrization, output, x_0, x_t, t, transform)
-        predicted_eps = eps_from_x_0(process, x_t, t, reverse.x_0)
-        return l_t, mean_flat((reverse.x_0 - x_0) ** 2), mean_flat((predicted_eps - eps) ** 2)
+    Returns:
+        Likelihood of every image under each of the weights, whichever others are measured. Noise
+        depends on the seed, the image, the index of the step in the process in use and the number
+        of the draw. With parts on disk, nothing in other processes than the main one.
 
-    return map_batch(terms, mesh)
-
-
-_prior_function = jax.jit(lambda process, images: prior_term(process, to_float(images)))
+    Raises:
+        InputError: impossible steps, or a batch the devices cannot share.
+    """
+    task = _task(config, model, mesh, count)
+    on_disk, parts = parts is not None, parts or Parts(None, {})
+    per_image = task.terms * len(weights)
+    with tqdm(
+        total=len(task.chosen) * per_image,
+        initial=parts.done * per_image,
+        desc="bits/dim",
+        unit="term",
+        disable=not (progress and is_main_process()),
+        leave=False,
+    ) as bar:
+        while parts.done < len(task.chosen):
+            rows = np.arange(parts.done, min(parts.done + task.part, len(task.chosen)))
+            parts.append(_measure(task, weights, rows, bar))
+    return {} if on_disk and not is_main_process() else _collected(task, list(weights), parts)
 
 
 def evaluate(
@@ -151,76 +237,116 @@ def evaluate(
     progress: bool = True,
     count: int | None = None,
 ) -> Likelihood:
-    """The variational bound of a whole split or a part of it, each image once.
+    """evaluate_all for one set of parameters, in memory."""
+    return evaluate_all(config, model, {"": params}, mesh, progress, count)[""]
 
-    Nichol & Dhariwal 2021, equations 4 to 7. A super-resolution model is given each image's own
-    small version.
+
+def _collected(task: _Task, averages: list[str], parts: Parts) -> dict[str, Likelihood]:
+    """Parts -> results, letting go of each part once it is in the tables."""
+    N, K = len(task.chosen), len(task.weight)
+    rows_of: dict[str, list] = {}
+    sums: dict[str, Any] = {}
+    tables = {f"{a}:{name}": np.empty((N, K), np.float32) for a in averages for name in TABLES}
+    known, first = np.zeros(K, int), 0
+    for part in parts.take():
+        rows = slice(first, first := first + len(part["prior"]))
+        known += np.bincount(task.steps[rows].ravel(), minlength=K)
+        for name, array in part.items():
+            if name in tables:
+                tables[name][rows] = np.nan
+                np.put_along_axis(tables[name][rows], task.steps[rows], array, axis=1)
+            elif name.endswith("_steps"):
+                sums[name] = sums.get(name, 0.0) + array[0]
+            else:
+                rows_of.setdefault(name, []).append(array)
+    arrays = {name: np.concatenate(found) for name, found in rows_of.items()}
+    arrays |= {
+        name: np.divide(total, known, out=np.full(K, np.nan), where=known > 0)
+        for name, total in sums.items()
+    }
+    return {a: _likelihood(task, a, tables, arrays) for a in averages}
+
+
+def _likelihood(task: _Task, average: str, tables: dict, arrays: dict) -> Likelihood:
+    prior, own = arrays["prior"], f"{average}:"
+    arrays = {name.removeprefix(own): a for name, a in arrays.items() if name.startswith(own)}
+    others = [name.removesuffix("_total") for name in arrays if name.endswith("_total")]
+    return Likelihood(
+        np.asarray(task.process.timesteps),
+        task.weight,
+        *(tables[own + name] for name in TABLES),
+        prior,
+        arrays["draws"] + prior[:, None],
+        {
+            name: Bound(arrays[f"{name}_total"] + prior, arrays[f"{name}_steps"])
+            for name in sorted(others)
+        },
+        *(arrays.get(f"{name}_steps") for name in SHARES),
+    )
+
+
+def made_by(config: ConfigDict, model: build.Model, weights: dict[str, Params]) -> dict:
+    """All that decides a row of results, of JSON's types; every process must call it.
+
+    The size of a batch and the number of devices, which change rounding only, are not in it.
 
     Args:
-        config: its nll part is read.
+        config: of the evaluation.
         model: the model.
-        params: its parameters, or an average of them.
-        mesh: devices that share each batch.
-        progress: show a bar.
-        count: images, spread evenly over the split; None for all, as for more than there are.
+        weights: parameters by name; their checksums are taken.
 
     Returns:
-        Likelihood of every image, whichever others are measured. Noise depends on the seed, the
-        image and the index of the step in the process in use.
+        Settings, checksums of the weights, and the data by name, size and a few of the images.
+    """
+    source = build.load_data(config, model, config.nll.split)
+    few = np.linspace(0, len(source) - 1, min(16, len(source))).astype(int)
+    crc = 0
+    for index in few.tolist():
+        crc = zlib.crc32(np.ascontiguousarray(source[index]["image"]), crc)
+    sums = {
+        name: zlib.crc32(json.dumps(checksums(params), sort_keys=True).encode())
+        for name, params in weights.items()
+    }
+    nll = {k: v for k, v in config.nll.items() if k not in ("batch_size", "ema_rate", "ema_rates")}
+    return {
+        "nll": nll,
+        "weights": sums,
+        "data": [config.data.name, config.nll.split, len(source), crc],
+        "diffusion": config.diffusion.to_dict(),
+        "model": {**config.model.to_dict(), "dtype": model.spec.dtype},
+    }
+
+
+def measure(
+    config: ConfigDict,
+    model: build.Model,
+    weights: dict[str, Params],
+    mesh: Mesh,
+    paths: dict[str, Path],
+) -> dict[str, Likelihood]:
+    """evaluate_all of a whole split into files, going on after what a killed program left.
+
+    Args:
+        config, model, weights, mesh: see evaluate_all.
+        paths: .npz to write for each of the weights; what is unfinished lies in a folder beside the
+            first.
+
+    Returns:
+        Likelihood for each of the weights; nothing in other processes than the main one.
 
     Raises:
-        InputError: impossible steps, or a batch the devices cannot share.
+        InputError: see evaluate_all.
     """
-    settings = config.nll
-    progress = progress and is_main_process()
-    check_batch(mesh, settings.batch_size)
-    process = model.respaced(settings.steps, "nll.steps")
-    source = build.load_data(config, model, settings.split)
-    chosen = min(count or len(source), len(source))
-    chosen = np.arange(chosen) * len(source) // chosen
-    examples = [source[i] for i in chosen]
-    images = np.stack([e["image"] for e in examples])
-    labels = np.stack([e["label"] for e in examples]) if model.class_conditional else None
-    steps, weight = steps_of_images(len(source), process.T, settings.terms, settings.seed)
-    steps, index = steps[chosen], chosen.astype(np.int32)
-
-    function = _terms_function(
-        model.network.apply,
-        model.parametrization,
-        settings.clip_x_0,
-        model.low_res_shape,
-        mesh,
-    )
-    shared = (params, process, jax.random.key(settings.seed))
-    tables = {name: np.full((len(images), process.T), np.nan, np.float32) for name in TABLES}
-    with tqdm(
-        total=steps.size,
-        desc="bits/dim",
-        unit="term",
-        disable=not progress,
-        leave=False,
-    ) as bar:
-        for pair, real in data.padded_chunks(steps.size, settings.batch_size):
-            i, t = pair // steps.shape[1], steps.reshape(-1)[pair]
-            y = None if labels is None else labels[i]
-            batch = to_devices(mesh, (images[i], y, index[i], t.astype(np.int32)))
-            for name, values in zip(TABLES, to_host(function(shared, batch)), strict=True):
-                tables[name][i[:real], t[:real]] = values[:real]
-            bar.update(real)
-    prior = [
-        jax.device_get(_prior_function(process, images[i]))[:real]
-        for i, real in data.padded_chunks(len(images), settings.batch_size)
-    ]
-    return Likelihood(np.asarray(process.timesteps), weight, prior=np.concatenate(prior), **tables)
-
-
-def summary(likelihood: Likelihood) -> str:
-    """One line for people."""
-    K = len(likelihood.t)
-    known = int((~np.isnan(likelihood.l_t)).sum(axis=1).mean())
-    decoder = "" if likelihood.decoder is None else f", L_0 {likelihood.decoder:.4f}"
-    return (
-        f"{likelihood.bits_per_dim:.4f} +- {likelihood.standard_error:.4f} bits/dim "
-        f"(prior {likelihood.prior.mean():.5f}{decoder}; "
-        f"{len(likelihood.prior)} images, {known} of {K} terms each)"
-    )
+    first = next(iter(paths.values()))
+    parts = Parts(first.with_suffix(".parts"), made_by(config, model, weights))
+    found = evaluate_all(config, model, weights, mesh, parts=parts)
+    for name, likelihood in found.items():
+        settings = {**config.to_dict(), "dtype": model.spec.dtype, "average": name}
+        minus = {
+            other: paired(likelihood.per_image, found[other].per_image)
+            for other in found
+            if other != name
+        }
+        likelihood.save(paths[name], settings, minus)
+    parts.remove()
+    return found

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -33,7 +34,10 @@ class Parts:
         """Number of rows there are: the next is this one."""
 
     def append(self, arrays: dict[str, np.ndarray]) -> None:
-        """Add the next rows: arrays [n, ...] by name. They are on disk when this returns."""
+        """Add the next rows: arrays [n, ...] by name. They are on disk when this returns.
+
+        The first counts the rows; others may have another length, such as sums over the rows.
+        """
         if self._folder is not None and is_main_process():
             self._folder.mkdir(parents=True, exist_ok=True)
             unfinished = self._folder / "unfinished.npz"
@@ -46,6 +50,11 @@ class Parts:
         """All rows, by name; in other processes than the main one, those appended there."""
         names = self._parts[0] if self._parts else ()
         return {name: np.concatenate([part[name] for part in self._parts]) for name in names}
+
+    def take(self) -> Iterator[dict[str, np.ndarray]]:
+        """The parts in order, each let go of as it is handed out: for rows that fill memory."""
+        while self._parts:
+            yield self._parts.pop(0)
 
     def remove(self) -> None:
         """Delete the files, once their content has its place."""

@@ -24,6 +24,8 @@ from iddpm_jax.diffusion.reverse import (
     p_mean_variance,
     predict_x_0,
     reverse_variance,
+    v_of,
+    with_variance,
 )
 from iddpm_jax.diffusion.schedules import make_betas
 
@@ -76,6 +78,34 @@ def test_learned_range_is_linear_and_not_clamped():
 
 def test_learned_output_is_the_log_variance():
     np.testing.assert_array_equal(_log_variance("learned", -3.5), -3.5)
+
+
+def test_v_is_found_in_a_log_variance():
+    """Where float32 can tell: at the end of a long linear schedule it cannot."""
+    v = np.linspace(-1.5, 1.5, T)
+    log_beta_tilde = np.log(np.append(BETA_TILDE[1], BETA_TILDE[1:]))
+    log_variance = log_beta_tilde + (v + 1) / 2 * (np.log(BETAS) - log_beta_tilde)
+    output = np.stack([np.zeros(T), log_variance], axis=-1)[:, None, None].astype(np.float32)
+    found = v_of(PROCESS, Parametrization("eps", "learned"), output, EVERY_T)
+    np.testing.assert_allclose(np.ravel(found), v, atol=2e-4)
+    output[..., 1] = v[:, None, None]
+    found = v_of(PROCESS, Parametrization("eps", "learned_range"), output, EVERY_T)
+    np.testing.assert_allclose(np.ravel(found), v, rtol=1e-6)
+
+    long, t = make_process(make_betas("linear", 1000)), np.array([10, 999])
+    output = np.zeros((2, 1, 1, 2), np.float32)
+    found = np.ravel(v_of(long, Parametrization("eps", "learned"), output, t))
+    assert np.isfinite(found[0]) and np.isnan(found[1])
+
+
+def test_fixed_variance_replaces_a_learned_one():
+    x_t, output = np.ones((T, 1, 1, 1), np.float32), np.full((T, 1, 1, 2), 0.3, np.float32)
+    learned = p_mean_variance(PROCESS, Parametrization(), output, x_t, EVERY_T)
+    large = with_variance(PROCESS, learned, "fixed_large", EVERY_T)
+    np.testing.assert_array_equal(large.mean, learned.mean)
+    expected = np.append(BETA_TILDE[1], BETAS[1:])
+    np.testing.assert_allclose(np.ravel(large.variance), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.ravel(large.log_variance), np.log(expected), rtol=1e-6)
 
 
 def test_fixed_small_variance_is_zero_at_the_first_step():

@@ -11,8 +11,11 @@ from tiny_config import tiny
 from iddpm_jax import build, data
 from iddpm_jax.diffusion.losses import bound_term, prior_term
 from iddpm_jax.diffusion.process import q_sample
-from iddpm_jax.diffusion.reverse import clip_x_0
-from iddpm_jax.evaluation.nll import Likelihood, evaluate, steps_of_images, summary
+from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
+from iddpm_jax.evaluation.likelihood import Likelihood
+from iddpm_jax.evaluation.nll import evaluate, evaluate_all, made_by, measure
+from iddpm_jax.evaluation.parts import Parts
+from iddpm_jax.evaluation.terms import steps_of_images
 from iddpm_jax.models.unet import Network
 from iddpm_jax.training.parallel import make_mesh
 
@@ -147,19 +150,147 @@ def test_super_resolution_is_told_the_area_average_and_the_class():
     np.testing.assert_allclose(result.l_t[i, t], l_t[0], rtol=1e-4)
 
 
-def test_file_holds_everything(tmp_path):
-    ones = np.ones((2, 3), np.float32)
-    likelihood = Likelihood(np.arange(3), np.ones(3), ones, ones, ones, np.array([0.5, 1.5]))
-    likelihood.save(tmp_path / "nll" / "a.npz", {"seed": 0})
-    with np.load(tmp_path / "nll" / "a.npz") as arrays:
-        assert arrays["total"].tolist() == [3.5, 4.5]
-        assert arrays["bits_per_dim"] == 4.0 and arrays["standard_error"] == 0.5
-        assert {"t", "weight", "l_t", "x_0_mse", "eps_mse", "prior", "settings"} <= set(arrays)
-    assert summary(likelihood).startswith("4.0000 +- 0.5000 bits/dim (prior 1.00000, L_0 1.0000;")
+@pytest.fixture(scope="module")
+def cheap():
+    """A model whose network is one line, with two sets of parameters."""
+
+    def apply(params, x, t, y, dropout_keys, low_res):
+        v = params["v"] + 0.1 * jnp.sin(3.0 * x)
+        return jnp.concatenate([params["eps"] * x, v], axis=-1)
+
+    model = dataclasses.replace(build.model(tiny()), network=Network(lambda *_: {}, apply))
+    one, two = ({"eps": jnp.float32(a), "v": jnp.float32(b)} for a, b in ((0.9, 0.8), (0.8, 0.5)))
+    return model, {"0.9": one, "0": two}
 
 
-def test_summary_leaves_out_a_decoder_term_that_no_image_has():
-    l_t = np.array([[np.nan, 1.0], [np.nan, 2.0]], np.float32)
-    likelihood = Likelihood(np.arange(2), np.full(2, 2), l_t, l_t, l_t, np.array([0.5, 0.5]))
-    assert likelihood.decoder is None
-    assert summary(likelihood).startswith("3.5000 +- 1.0000 bits/dim (prior 0.50000; 2 images")
+def assert_same(one, other, rtol=0.0):
+    for field in dataclasses.fields(Likelihood):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol, err_msg=field.name)
+
+
+def test_several_draws_begin_with_the_one(cheap):
+    model, weights = cheap
+    one, four = (
+        evaluate(tiny(nll__draws=draws), model, weights["0"], make_mesh(), False, count=50)
+        for draws in (1, 4)
+    )
+    np.testing.assert_allclose(four.draws[:, 0], one.per_image, rtol=1e-5)
+    assert four.draws.shape == (50, 4) and one.draws.shape == (50, 1)
+    assert (np.ptp(four.draws, axis=1) > 0).all()
+    np.testing.assert_allclose(np.nansum(four.l_t * four.weight, 1) + four.prior, four.per_image)
+
+    # One pair by hand: the noise of draw d > 0 is that of draw 0 folded with d.
+    i = 3
+    t = np.flatnonzero(~np.isnan(four.l_t[i]))[:1]
+    source, row = data.load("digits", "test"), 3 * 359 // 50
+    x_0 = source[row]["image"][None].astype("f") / 127.5 - 1
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), row), t[0])
+    expected = []
+    for d in range(4):
+        key_d = jax.random.fold_in(key, d) if d else key
+        x_t = q_sample(model.process, x_0, t, jax.random.normal(key_d, x_0.shape[1:])[None])
+        output = model.network.apply(weights["0"], x_t, t, None, None, None)
+        l_t, _ = bound_term(model.process, model.parametrization, output, x_0, x_t, t, clip_x_0)
+        expected.append(l_t[0])
+    np.testing.assert_allclose(four.l_t[i, t[0]], np.mean(expected), rtol=1e-4)
+
+
+def test_averages_of_one_pass_equal_those_measured_alone(cheap):
+    model, weights = cheap
+    both = evaluate_all(tiny(), model, weights, make_mesh(), progress=False)
+    assert list(both) == ["0.9", "0"]
+    for name, params in weights.items():
+        assert_same(both[name], evaluate(tiny(), model, params, make_mesh(), progress=False))
+    assert both["0"].bits_per_dim != both["0.9"].bits_per_dim
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_other_bounds_are_those_of_other_models(cheap, clip):
+    """Clipped or not, and the same eps under fixed variances."""
+    model, weights = cheap
+    config, params = tiny(nll__terms=0, nll__clip_x_0=clip), weights["0"]
+    found = evaluate(config, model, params, make_mesh(), False, count=30)
+    config.nll.clip_x_0 = not clip
+    otherwise = evaluate(config, model, params, make_mesh(), False, count=30)
+    name = "unclipped" if clip else "clipped"
+    assert sorted(found.others) == sorted([name, "fixed_small", "fixed_large"])
+    np.testing.assert_allclose(found.others[name].total, otherwise.per_image, rtol=1e-5)
+    np.testing.assert_allclose(found.others[name].l_t, otherwise.mean_l_t, rtol=1e-5)
+
+    config.nll.clip_x_0 = clip
+    half = Network(model.network.init, lambda *args: model.network.apply(*args)[..., :1])
+    for variance in ("fixed_small", "fixed_large"):
+        fixed = dataclasses.replace(
+            model, network=half, parametrization=Parametrization("eps", variance)
+        )
+        alone = evaluate(config, fixed, params, make_mesh(), False, count=30)
+        np.testing.assert_allclose(found.others[variance].total, alone.per_image, rtol=1e-5)
+        np.testing.assert_allclose(found.others[variance].l_t, alone.mean_l_t, rtol=1e-5)
+        assert alone.v is None and variance not in alone.others
+
+
+def test_v_is_the_mean_of_what_the_network_says(cheap):
+    model, weights = cheap
+    params = {"eps": jnp.float32(1.0), "v": jnp.float32(-0.95)}
+    found = evaluate(tiny(nll__terms=0), model, params, make_mesh(), False, count=100)
+    # At the end x_t is standard normal: v = -0.95 + 0.1 sin(3 x).
+    x = np.random.default_rng(0).standard_normal(200_000)
+    v = -0.95 + 0.1 * np.sin(3 * x)
+    np.testing.assert_allclose(found.v[-1], v.mean(), atol=0.01)
+    np.testing.assert_allclose(found.v_outside[-1], (abs(v) > 1).mean(), atol=0.02)
+
+
+def test_evaluation_goes_on_where_it_was_killed(cheap, tmp_path, monkeypatch):
+    model, weights = cheap
+    config = tiny(nll__batch_size=8, nll__draws=2)  # 32 images between two saves
+    args = (config, model, weights, make_mesh())
+    whole = evaluate_all(*args, progress=False)
+    paths = {name: tmp_path / f"{name}.npz" for name in weights}
+
+    append, saved = Parts.append, []
+
+    def killed(self, arrays):
+        if len(saved) == 5:
+            raise KeyboardInterrupt
+        saved.append(len(arrays["prior"]))
+        append(self, arrays)
+
+    monkeypatch.setattr(Parts, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measure(*args, paths)
+    assert saved == [32] * 5 and len(list(tmp_path.glob("*.parts/*.npz"))) == 5
+
+    appended = []
+    monkeypatch.setattr(
+        Parts, "append", lambda self, a: (appended.append(len(a["prior"])), append(self, a))
+    )
+    found = measure(*args, paths)
+    assert sum(appended) == 359 - 160
+    for name in weights:
+        assert_same(found[name], whole[name])
+        with np.load(paths[name]) as arrays:
+            assert arrays["bits_per_dim"] == whole[name].bits_per_dim
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("0.9.json", "0.9.npz", "0.json", "0.npz"),
+    ]
+
+
+def test_only_what_decides_a_row_pins_the_parts(cheap):
+    model, weights = cheap
+    config = tiny()
+    before = made_by(config, model, weights)
+    assert made_by(tiny(nll__batch_size=64, sample__seed=3), model, weights) == before
+    for key, value in (("seed", 1), ("terms", 3), ("draws", 2), ("split", "train")):
+        assert made_by(tiny(**{f"nll__{key}": value}), model, weights) != before
+    moved = {**weights, "0": {**weights["0"], "v": jnp.float32(0.50001)}}
+    assert made_by(config, model, moved) != before
+    assert made_by(config, model, {"0": weights["0"]}) != before
+
+
+def test_a_network_that_gives_no_numbers_has_no_bound(cheap):
+    model, weights = cheap
+    params = {"eps": jnp.float32(np.nan), "v": jnp.float32(0)}
+    found = evaluate(tiny(), model, params, make_mesh(), False, count=8)
+    assert np.isnan(found.bits_per_dim) and np.isnan(found.monte_carlo_error)
