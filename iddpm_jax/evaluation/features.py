@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from iddpm_jax.training.parallel import (
     check_batch,
     is_main_process,
     map_batch,
+    replicated,
     to_devices,
     to_host,
 )
@@ -77,6 +79,7 @@ def extract(
     check_batch(mesh, batch_size, name="fid.batch_size")
     _with_channels(read(np.arange(1)), network)  # refused here, not in the middle of a bar
     apply = _compiled(network.apply, mesh)
+    params = jax.device_put(network.params, replicated(mesh))  # once, not with each batch
     parts = []
     with tqdm(
         total=count,
@@ -87,7 +90,7 @@ def extract(
     ) as bar:
         for index, real in data.padded_chunks(count, batch_size):
             images = _with_channels(read(index), network)
-            found = to_host(apply(network.params, to_devices(mesh, images)))
+            found = to_host(apply(params, to_devices(mesh, images)))
             parts.append(Features(*(part[:real] for part in found)))
             bar.update(real)
     return Features(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from iddpm_jax.errors import InputError
 from iddpm_jax.evaluation import inception, inception_network
@@ -93,6 +94,12 @@ def test_safetensors_become_npz_that_say_the_same(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["b.npz"]
 
 
+def test_counters_in_safetensors_are_left_out(tmp_path):
+    counters = {f"{layer}.bn.num_batches_tracked": np.array(7) for layer in LAYERS}
+    safetensors.numpy.save_file(published() | counters, tmp_path / "a.safetensors")
+    assert_equal(inception.read(tmp_path / "a.safetensors"))
+
+
 @pytest.mark.slow  # imports torch
 def test_pth_is_read_without_its_counters(tmp_path):
     assert_equal(inception.read(torch_file(tmp_path / "weights.pth")))
@@ -135,7 +142,7 @@ def test_damaged_npz_is_refused(tmp_path, content):
 
 
 def test_npz_of_something_else_and_missing_files_are_refused(tmp_path, capsys):
-    np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "a.npz", arr_0=np.zeros((2, 8, 8, 3), np.uint8), names=np.array("a"))
     with pytest.raises(InputError, match="not the Inception-v3 of FID"):
         inception.read(tmp_path / "a.npz")
     for name in ("none.npz", "none.safetensors"):
