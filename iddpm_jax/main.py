@@ -35,8 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = parse(argv[1:])
         config = arguments.config
-        batches = [config.sample.batch_size, config.nll.batch_size]
-        batches.append(config.train.batch_size // config.train.microbatches)
+        batches = [config.nll.batch_size, config.train.batch_size // config.train.microbatches]
         if arguments.mode in ("fid", "data"):
             batches.append(config.fid.batch_size)
         if arguments.mode == "convert":
@@ -82,7 +81,7 @@ def _train(arguments: Arguments) -> None:
     import jax
 
     from iddpm_jax import build, data
-    from iddpm_jax.evaluation import generate, nll, nll_table
+    from iddpm_jax.evaluation import generate, nll, nll_table, samples
     from iddpm_jax.images import write_png
     from iddpm_jax.training import finetune, loop, parallel, runs
 
@@ -90,7 +89,7 @@ def _train(arguments: Arguments) -> None:
     # Everything that can be refused is refused before the workdir becomes this run's.
     model = build.model(config)
     mesh = parallel.make_mesh(fsdp=config.train.fsdp)
-    for part, microbatches in (("train", config.train.microbatches), ("sample", 1), ("nll", 1)):
+    for part, microbatches in (("train", config.train.microbatches), ("nll", 1)):
         parallel.check_batch(mesh, config[part].batch_size, microbatches, f"{part}.batch_size")
     source = build.load_data(config, model, "train")
     build.load_data(config, model, config.nll.split)
@@ -115,7 +114,7 @@ def _train(arguments: Arguments) -> None:
         # In a file, a bar within the bar of training would be noise.
         bar = sys.stderr.isatty()
         images, classes = generate.generate(few, model, params, mesh, base, progress=bar)
-        pixels = generate.preview(images, classes, base)
+        pixels = samples.preview(images, classes, base)
         if parallel.is_main_process():
             write_png(workdir / "samples" / f"training_{step:08d}.png", pixels)
         return pixels
@@ -158,20 +157,16 @@ def _sample(arguments: Arguments) -> None:
 
 
 def _draw(workdir: Path, run) -> dict[str, Path]:
-    """Draw samples and write them: what was written, which is nothing beside the main process."""
-    from iddpm_jax.evaluation import generate
-    from iddpm_jax.training.parallel import is_main_process
+    """Draw the samples that are not there yet; all there is."""
+    from iddpm_jax.evaluation import samples
 
-    sample = run.config.sample
-    base = generate.base_of(run.config, run.model)
     folder = _sample_folder(workdir, run)
     try:
         folder.mkdir(parents=True, exist_ok=True)  # or the samples might be drawn for nothing
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror})") from None
-    weights = run.state.weights(sample.ema_rate)
-    images, classes = generate.generate(run.config, run.model, weights, run.mesh, base)
-    return generate.write(folder, images, classes, base, sample.png) if is_main_process() else {}
+    weights = run.state.weights(run.config.sample.ema_rate)
+    return samples.ensure(folder, run.config, run.model, weights, run.mesh)
 
 
 def _nll(arguments: Arguments) -> None:

@@ -155,7 +155,6 @@ OVERRIDES = [
         ["train.batch_size=132", "train.microbatches=2"],
         ["132", "4 devices x 2 microbatches"],
     ),
-    ("sample by devices", ["sample.batch_size=99"], ["99", "4 devices"]),
     ("nll by devices", ["nll.batch_size=99"], ["99", "4 devices"]),
     ("batch above data", ["train.batch_size=2000"], ["train.batch_size 2000", "1438 images"]),
     ("class", ["sample.classes=(3,11)"], ["sample.classes", "11", "0 to 9"]),
@@ -476,14 +475,15 @@ def test_devices_are_the_cores_that_share_every_batch(
     cli, workdir, trained, configured, monkeypatch
 ):
     monkeypatch.setattr(runtime, "cpu_cores", lambda: 8)
-    # Batches of 128, 100 and 512.
-    assert cli("--config", DIGITS, "--workdir", workdir)[0] == 0
+    # Batches of 128 and 516; each device draws samples for itself.
+    flags = ["--config.nll.batch_size=516", "--config.sample.batch_size=25"]
+    assert cli("--config", DIGITS, "--workdir", workdir, *flags)[0] == 0
     assert configured == [(4, runtime.cache_folder())]
 
 
 def test_devices_share_a_microbatch_too(cli, workdir, trained, configured, monkeypatch):
     monkeypatch.setattr(runtime, "cpu_cores", lambda: 4)
-    flags = ["--config.sample.batch_size=64", "--config.train.microbatches=64"]
+    flags = ["--config.train.microbatches=64"]
     assert cli("--config", DIGITS, "--workdir", workdir, *flags)[0] in (0, 2)
     assert configured[0][0] == 2  # 128 / 64 images at a time
 

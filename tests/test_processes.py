@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from iddpm_jax.evaluation.parts import Parts
 from iddpm_jax.training import runs
 
 pytestmark = pytest.mark.slow
@@ -212,3 +214,23 @@ def test_processes_with_different_flags_are_refused(tmp_path):
         assert re.search(r"^error: process \d .*(another config|has ended)", error, re.MULTILINE)
         assert "Traceback" not in error
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_two_processes_go_on_with_the_samples_of_one(folders, tmp_path):
+    workdirs = [tmp_path / "one", tmp_path / "both"]
+    for workdir in workdirs:
+        shutil.copytree(folders[0], workdir, ignore=shutil.ignore_patterns("samples"))
+    flags = ["--mode=sample", "--config.sample.count=43", "--config.sample.batch_size=4"]
+    run_alone(workdirs[0], *flags, "--devices=4")
+    # Half of them are there, as if one process had been killed.
+    (path,) = workdirs[0].glob("samples/*/samples_43x*.npz")
+    with np.load(path) as arrays:
+        folder = workdirs[1] / "samples" / path.parent.name
+        made_by = json.loads(str(arrays["made_by"]))
+        Parts(folder / "parts", made_by).append({"images": arrays["arr_0"][:22]})
+    with Processes(workdirs[1], 2, *flags, "--devices=2") as processes:
+        results = processes.wait()
+    assert [code for code, _ in results] == [0, 0], results
+    assert "22 of 43 samples are there" in results[0][1]
+    assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert not (folder / "parts").exists()

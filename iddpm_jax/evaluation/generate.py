@@ -1,8 +1,7 @@
-"""Samples from a model, on all devices; sample i depends on (seed, i) alone."""
+"""Drawing samples, on all devices; sample i depends on (seed, i) alone."""
 
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +16,8 @@ from iddpm_jax import build, data
 from iddpm_jax.diffusion import guidance, samplers
 from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
 from iddpm_jax.errors import DivergedError, InputError
-from iddpm_jax.images import area_average_uint8, grid, to_float, to_uint8, write_png
-from iddpm_jax.training.parallel import (
-    check_batch,
-    is_main_process,
-    map_batch,
-    to_devices,
-    to_host,
-)
+from iddpm_jax.images import area_average_uint8, to_float, to_uint8
+from iddpm_jax.training.parallel import is_main_process, map_batch, to_devices, to_host
 from iddpm_jax.training.state import Params
 
 
@@ -177,15 +170,33 @@ def sampling_function(
     return map_batch(sample, mesh)
 
 
-def generate(
+def asked(
+    config: ConfigDict, model: build.Model, base: Base | None
+) -> tuple[int, np.ndarray | None]:
+    """How many samples, and the class of each (int32 [N], or None): those of a base are its own.
+
+    Raises:
+        InputError: see classes_of.
+    """
+    if base is None:
+        return config.sample.count, classes_of(config, model, config.sample.count)
+    return len(base.images), base.classes  # also where the network is not told them
+
+
+def draw(
     config: ConfigDict,
     model: build.Model,
     params: Params,
     mesh: Mesh,
     base: Base | None = None,
+    start: int = 0,
     progress: bool = True,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Draw config.sample.count samples, or one for each small image.
+) -> Iterator[np.ndarray]:
+    """Draw samples in order; each is the same to the last bit on any number of devices.
+
+    XLA rounds differently for arrays of another size. So every device always has sample.batch_size
+    neighbours, of which the first has a multiple of it as its number, wherever a run starts: one
+    program, in which each sample has its place.
 
     Nichol & Dhariwal 2021, section 4, for fewer steps than trained; section 5 for cascades.
 
@@ -193,26 +204,23 @@ def generate(
         config: its sample part is read.
         model: the model.
         params: its parameters, or an average of them.
-        mesh: devices that share each batch.
-        base: from base_of, for super-resolution.
-        progress: show a bar.
+        mesh: devices, each of which takes sample.batch_size at a time.
+        base: from base_of, for super-resolution; one sample for each.
+        start: number of the first sample that is wanted.
+        progress: show a bar, which begins at start.
 
-    Returns:
-        (uint8 [N, H, W, C], classes int32 [N] or None).
+    Yields:
+        uint8 [n, H, W, C], the next samples.
 
     Raises:
-        InputError: impossible steps or classes, or a batch the devices cannot share.
+        InputError: impossible steps or classes.
         DivergedError: a sample is not finite.
     """
     settings = config.sample
-    progress = progress and is_main_process()
     process = model.respaced(settings.steps, "sample.steps")
-    count = settings.count if base is None else len(base.images)
-    if base is None:
-        classes = classes_of(config, model, count)
-    else:
-        classes = base.classes  # carried along, also where the network is not told them
-    batch_size = _batch_size(settings.batch_size, count, mesh)
+    count, classes = asked(config, model, base)
+    if start >= count:
+        return
     function = sampling_function(
         model.network.apply,
         model.parametrization,
@@ -224,93 +232,47 @@ def generate(
     )
     scalars = {k: np.float32(settings[k]) for k in ("eta", "guidance", "low_res_noise")}
     shared = (params, process, scalars, jax.random.key(settings.seed))
-    images = []
-    with tqdm(
-        total=count,
-        desc="sampling",
-        unit="image",
-        disable=not progress,
-        leave=False,
-    ) as bar:
-        for index, real in data.padded_chunks(count, batch_size):
+    first = start - start % settings.batch_size
+    with _bar(start, count, progress) as bar:
+        for offset, real in data.padded_chunks(count - first, settings.batch_size * mesh.size):
+            index = first + offset
             y = classes[index] if model.class_conditional else None
             small = None if base is None else base.images[index]
             x = function(shared, to_devices(mesh, (index.astype(np.int32), y, small)))
-            x = to_host(x)[:real]
+            x = to_host(x)[max(0, start - index[0]) : real]
             if not np.isfinite(x).all():
                 raise DivergedError(
                     "the samples are not finite; the weights are damaged or hardly trained, or "
                     f"{model.spec.dtype} is too coarse for them (model.dtype)"
                 )
-            images.append(to_uint8(x))
-            bar.update(real)
-    return np.concatenate(images), classes
+            bar.update(len(x))
+            yield to_uint8(x)
 
 
-def _batch_size(batch_size: int, count: int, mesh: Mesh) -> int:
-    """The batch size asked for, or less where fewer samples are wanted; devices must divide it."""
-    check_batch(mesh, batch_size)
-    devices = mesh.size
-    return min(batch_size, -(-count // devices) * devices)
+def _bar(start: int, count: int, progress: bool) -> tqdm:
+    return tqdm(
+        initial=start,
+        total=count,
+        desc="sampling",
+        unit="image",
+        disable=not (progress and is_main_process()),
+        leave=False,
+    )
 
 
-def preview(images: np.ndarray, classes: np.ndarray | None, base: Base | None) -> np.ndarray:
-    """A grid of the first samples, for people.
-
-    Args:
-        images: uint8 [N, H, W, C].
-        classes: int32 [N] or None; each has a column of its own where they come in turn.
-        base: the small images; each is shown, enlarged without smoothing, left of its sample.
-
-    Returns:
-        uint8 [height, width, C].
-    """
-    images = images[:400]
-    if base is not None:
-        small = base.images[: len(images)]
-        rows = np.arange(images.shape[1]) * small.shape[1] // images.shape[1]
-        columns = np.arange(images.shape[2]) * small.shape[2] // images.shape[2]
-        pairs = np.stack([small[:, rows][:, :, columns], images], axis=1)
-        return grid(pairs.reshape(-1, *images.shape[1:]), 2 * math.ceil(math.sqrt(len(images) / 2)))
-    if classes is not None:
-        classes = classes[: len(images)]
-        columns = len(set(classes))
-        in_turn = np.array_equal(classes[columns:], classes[:-columns])
-        if 1 < columns < len(images) and in_turn:
-            return grid(images, columns)
-    return grid(images)
-
-
-def write(
-    folder: Path,
-    images: np.ndarray,
-    classes: np.ndarray | None,
+def generate(
+    config: ConfigDict,
+    model: build.Model,
+    params: Params,
+    mesh: Mesh,
     base: Base | None = None,
-    single: bool = False,
-) -> dict[str, Path]:
-    """Write samples as people and evaluators expect them.
-
-    Args:
-        folder: made if missing.
-        images: uint8 [N, H, W, C].
-        classes: int32 [N] or None.
-        base: the small images they were drawn from, for super-resolution.
-        single: also one PNG per image.
+    progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """All samples in memory: arguments and errors as draw.
 
     Returns:
-        What was written: "npz" (arr_0 images, arr_1 classes), "grid", and "png" (a folder).
+        (uint8 [N, H, W, C], classes int32 [N] or None).
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {
-        "npz": folder / f"samples_{'x'.join(map(str, images.shape))}.npz",
-        "grid": folder / "grid.png",
-    }
-    arrays = [images] if classes is None else [images, classes]
-    np.savez_compressed(written["npz"], *arrays)
-    write_png(written["grid"], preview(images, classes, base))
-    if single:
-        written["png"] = folder / "png"
-        for i, image in enumerate(images):
-            name = f"{i:06d}.png" if classes is None else f"{i:06d}_class{classes[i]}.png"
-            write_png(written["png"] / name, image)
-    return written
+    _, classes = asked(config, model, base)
+    drawn = draw(config, model, params, mesh, base, progress=progress)
+    return np.concatenate(list(drawn)), classes

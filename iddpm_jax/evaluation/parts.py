@@ -27,10 +27,10 @@ class Parts:
             made_by: all that decides a row, of JSON's types. What other settings left is removed.
         """
         self._folder, self._made_by = folder, made_by
-        self._parts: list[dict[str, np.ndarray]] = []
-        if folder is not None and is_main_process():
-            self._parts = self._found()
-        self.done = int(self._agreed(sum(map(_rows, self._parts))))
+        # Those on disk are not kept in memory too, where all of them may not fit.
+        self._parts: list[dict[str, np.ndarray] | Path] = []
+        found = self._find() if folder is not None and is_main_process() else 0
+        self.done = from_main(found)
         """Number of rows there are: the next is this one."""
 
     def append(self, arrays: dict[str, np.ndarray]) -> None:
@@ -43,13 +43,24 @@ class Parts:
             unfinished = self._folder / "unfinished.npz"
             np.savez(unfinished, made_by=json.dumps(self._made_by, sort_keys=True), **arrays)
             unfinished.replace(self._file(self.done))
-        self._parts.append(arrays)
+            self._parts.append(self._file(self.done))
+        else:
+            self._parts.append(arrays)
         self.done += _rows(arrays)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """The parts, one after the other; in other processes than the main one, as read."""
+        for part in self._parts:
+            if isinstance(part, Path):
+                part = _read(part)
+                del part["made_by"]
+            yield part
 
     def read(self) -> dict[str, np.ndarray]:
         """All rows, by name; in other processes than the main one, those appended there."""
-        names = self._parts[0] if self._parts else ()
-        return {name: np.concatenate([part[name] for part in self._parts]) for name in names}
+        parts = list(self)
+        names = parts[0] if parts else ()
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
     def take(self) -> Iterator[dict[str, np.ndarray]]:
         """The parts in order, each let go of as it is handed out: for rows that fill memory."""
@@ -64,28 +75,34 @@ class Parts:
     def _file(self, first: int) -> Path:
         return self._folder / f"rows_from_{first:08d}.npz"
 
-    def _found(self) -> list[dict[str, np.ndarray]]:
-        """The parts without a gap from row 0 on; a part that is not whole counts as a gap."""
-        parts, first = [], 0
-        while self._file(first).exists():
+    def _find(self) -> int:
+        """Rows of the parts without a gap from 0 on; a part that is not whole counts as a gap."""
+        done = 0
+        while self._file(done).exists():
             try:
-                # Opened here, as numpy leaves a damaged file open.
-                with self._file(first).open("rb") as opened, np.load(opened) as file:
-                    part = dict(file)
+                part = _read(self._file(done))
             except (OSError, ValueError, EOFError, zipfile.BadZipFile):
                 break
             if str(part.pop("made_by", "")) != json.dumps(self._made_by, sort_keys=True):
                 self.remove()
-                return []
-            parts.append(part)
-            first += _rows(part)
-        return parts
+                self._parts.clear()
+                return 0
+            self._parts.append(self._file(done))
+            done += _rows(part)
+        return done
 
-    @staticmethod
-    def _agreed(done: int) -> int:
-        if jax.process_count() == 1:
-            return done
-        return multihost_utils.broadcast_one_to_all(np.int32(done))
+
+def from_main(number: int) -> int:
+    """The main process's number, in every process; all wait for it."""
+    if jax.process_count() == 1:
+        return int(number)
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    # Opened here, as numpy leaves a damaged file open.
+    with file.open("rb") as opened, np.load(opened) as arrays:
+        return dict(arrays)
 
 
 def _rows(part: dict[str, np.ndarray]) -> int:

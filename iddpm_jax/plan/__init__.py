@@ -48,7 +48,9 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
     config = config.copy_and_resolve_references()
     if config.model.dtype == "auto":
         config.model.dtype = CHIP_DTYPE
-    names, skipped = _names(config, slice_, part)
+    names = programs.NAMES if part == "all" else (part,)
+    if "train" in names:
+        _check_share(config, slice_)
     compiled, mesh, scale = _compile_for(config, slice_)
     source = _source(mesh)
     model = build.model(compiled)
@@ -71,37 +73,20 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
         "source": source,
         "origin": _origin(source),
         "programs": found,
-        "skipped": skipped,
         "advice": report.advice(config, slice_, needed, params, whole),
         "config": config.to_dict(),
     }
 
 
-def _names(
-    config: ConfigDict, topology: Topology, part: str
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The programs to compile, and why others of the part are left out."""
-    names = programs.NAMES if part == "all" else (part,)
-    problems = {name: _cannot_share(config, topology, name) for name in names}
-    for name, problem in problems.items():
-        # A run is refused for its training batch; samples may be drawn elsewhere.
-        if problem and (name == "train" or part == name):
-            raise InputError(problem)
-    skipped = {name: f"left out, because {why}" for name, why in problems.items() if why}
-    return tuple(name for name in names if name not in skipped), skipped
-
-
-def _cannot_share(config: ConfigDict, topology: Topology, name: str) -> str:
-    """Why the slice's devices cannot share a program's batch evenly, or ""."""
-    size = config[name].batch_size
-    parts = config.train.microbatches if name == "train" else 1
-    if size % (topology.devices * parts) == 0:
-        return ""
-    micro = f" x {parts} microbatches" if parts > 1 else ""
-    return (
-        f"{name}.batch_size {size} is not divisible by the {topology.devices} devices of "
-        f"{topology.name}{micro}; change --config.{name}.batch_size or the slice"
-    )
+def _check_share(config: ConfigDict, topology: Topology) -> None:
+    """Refuse a training batch that the slice's devices cannot share evenly."""
+    size, parts = config.train.batch_size, config.train.microbatches
+    if size % (topology.devices * parts):
+        micro = f" x {parts} microbatches" if parts > 1 else ""
+        raise InputError(
+            f"train.batch_size {size} is not divisible by the {topology.devices} devices of "
+            f"{topology.name}{micro}; change --config.train.batch_size or the slice"
+        )
 
 
 def _compile_for(config: ConfigDict, topology: Topology) -> tuple[ConfigDict, Mesh, int]:
@@ -114,9 +99,8 @@ def _compile_for(config: ConfigDict, topology: Topology) -> tuple[ConfigDict, Me
         raise InputError(f"without libtpu, a plan needs {stand_ins} devices; use --devices=2")
     config = config.copy_and_resolve_references()
     fsdp = config.train.fsdp = min(config.train.fsdp, stand_ins)
-    for name in programs.NAMES:
-        share = config[name].batch_size // topology.devices
-        config[name].batch_size = max(1, share) * stand_ins
+    share = config.train.batch_size // topology.devices
+    config.train.batch_size = max(1, share) * stand_ins
     return (
         config,
         parallel.make_mesh(jax.devices()[:stand_ins], fsdp),

@@ -86,9 +86,9 @@ def train_program(config: ConfigDict, model: build.Model, mesh: Mesh, state: Tra
 def sample_program(
     config: ConfigDict, model: build.Model, mesh: Mesh, state: TrainState
 ) -> Program:
-    """The sampler of one batch of sample.batch_size; arguments as train_program."""
+    """The sampler of sample.batch_size images on each device; arguments as train_program."""
     settings, shared = config.sample, parallel.replicated(mesh)
-    count, split = settings.batch_size, parallel.batch_sharding(mesh)
+    count, split = settings.batch_size * mesh.size, parallel.batch_sharding(mesh)
     process = model.respaced(settings.steps, "sample.steps")
     key = jax.eval_shape(lambda: jax.random.key(0))
     scalars = dict.fromkeys(("eta", "guidance", "low_res_noise"), np.float32(0))

@@ -144,7 +144,7 @@ def text(report: dict, topology: Topology) -> str:
         report["origin"],
         "",
     ]
-    tail = [f"{TITLES[name]}: {reason}" for name, reason in report["skipped"].items()]
+    tail = []
     if report["advice"]:
         tail += ["The training step does not fit. To try, one after the other (estimates):"]
         tail += [f"  {line}" for line in report["advice"]]

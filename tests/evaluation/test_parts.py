@@ -56,3 +56,12 @@ def test_without_a_folder_rows_stay_in_memory():
     parts.remove()
     assert parts.done == 2
     np.testing.assert_array_equal(parts.read()["a"], [0, 1])
+
+
+def test_parts_come_one_by_one(tmp_path):
+    for folder in (None, tmp_path):
+        parts = Parts(folder, {"seed": 0})
+        parts.append(rows(0, 3))
+        parts.append(rows(3, 2))
+        assert [part["a"].tolist() for part in parts] == [[0, 1, 2], [3, 4]]
+        assert [set(part) for part in parts] == [{"a", "b"}] * 2

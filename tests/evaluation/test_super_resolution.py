@@ -15,7 +15,8 @@ from tiny_config import tiny
 from iddpm_jax import build, data
 from iddpm_jax.diffusion import samplers
 from iddpm_jax.errors import InputError
-from iddpm_jax.evaluation.generate import Base, base_of, generate, preview, write
+from iddpm_jax.evaluation.generate import Base, base_of, generate
+from iddpm_jax.evaluation.samples import preview, show, write
 from iddpm_jax.images import grid, to_float, to_uint8
 from iddpm_jax.models.unet import Network
 from iddpm_jax.training.parallel import make_mesh
@@ -90,8 +91,8 @@ def test_small_images_are_those_of_the_file_and_all_of_them(tmp_path):
 
 
 def test_what_a_base_model_wrote_is_taken(tmp_path):
-    written = write(tmp_path, small_pictures(6), np.arange(6, dtype=np.int32))
-    base = base_from(tiny(**SUPER, sample__base=str(written["npz"])))
+    write(tmp_path / "a.npz", [small_pictures(6)], 6, np.arange(6, dtype=np.int32))
+    base = base_from(tiny(**SUPER, sample__base=str(tmp_path / "a.npz")))
     np.testing.assert_array_equal(base.images, small_pictures(6))
     assert base.classes.tolist() == list(range(6))
 
@@ -244,11 +245,13 @@ def test_grid_of_sizes_that_do_not_divide_shows_the_nearest_pixel():
 def test_files_hold_samples_alone_and_the_grid_both(tmp_path):
     base = Base(small_pictures(4), np.arange(4))
     images = small_pictures(4, (8, 8, 1), seed=1)
-    written = write(tmp_path / "new", images, base.classes, base)
-    with np.load(written["npz"]) as arrays:
+    path = tmp_path / "new" / "a.npz"
+    write(path, [images], 4, base.classes)
+    show(path, base.classes, base, single=False)
+    with np.load(path) as arrays:
         np.testing.assert_array_equal(arrays["arr_0"], images)
         assert arrays["arr_1"].tolist() == [0, 1, 2, 3]
-    with Image.open(written["grid"]) as shown:
+    with Image.open(path.with_name("grid.png")) as shown:
         pixels = np.asarray(shown)[..., None]
     np.testing.assert_array_equal(pixels, preview(images, base.classes, base))
 

@@ -85,7 +85,6 @@ def test_command_line_estimates_without_libtpu_and_remembers(cli, tmp_path):
             ["--topology", "v5e:4x8", "--config.train.microbatches=8"],
             ["32 devices", "8 microbatches", "--config.train.batch_size"],
         ),
-        (["--topology", "v5e:2x4", "--part", "sample"], ["sample.batch_size 100", "8 devices"]),
         (["--topology", "v5e:2x2", "--part", "nll"], ["nll", "'train', 'sample', 'all'"]),
         (["--topology", "v5e:2x2", "--mode", "train", "--workdir", "x"], ["--mode plan"]),
     ],
@@ -115,24 +114,15 @@ def test_microbatches_change_memory_and_not_flops(without_libtpu, tmp_path):
     assert parts["memory"]["temporaries"] < whole["memory"]["temporaries"]
 
 
-def test_a_sampler_that_the_slice_cannot_share_is_left_out(without_libtpu, tmp_path, monkeypatch):
+def test_a_chip_draws_its_own_batch_on_any_slice(without_libtpu, tmp_path, monkeypatch):
     memory = dict.fromkeys(("arguments", "results", "temporaries", "code"), 2**30)
     numbers = {"flops": 1.0, "bytes": 1.0, "hbm_bytes": 1.0, "memory": memory}
     numbers |= {"collectives": [], "seconds": 1.0}
     monkeypatch.setattr(programs, "measure", lambda *_: numbers)
-    found = plan.plan(tiny(sample__batch_size=6), SLICE, "all", tmp_path)
-    assert set(found["programs"]) == {"train"}
-    assert "sample.batch_size 6" in found["skipped"]["sample"]
-    assert "left out" in plan.report.text(found, SLICE)
-
-
-def test_a_slice_larger_than_the_batch_of_samples_is_fine(without_libtpu, tmp_path, monkeypatch):
-    refused = {"needed": 40 * 2**30, "available": 15.75 * 2**30, "seconds": 1.0}
-    monkeypatch.setattr(programs, "measure", lambda *_: refused)
-    slice_ = plan.topology("v5e:4x4")
-    found = plan.plan(tiny(sample__batch_size=6), slice_, "all", tmp_path)
-    assert set(found["programs"]) == {"train"}
-    assert found["programs"]["train"]["images"] == 16
+    for name, chips in (("v5e:2x2", 4), ("v5e:4x4", 16)):
+        found = plan.plan(tiny(sample__batch_size=6), plan.topology(name), "all", tmp_path)
+        assert found["programs"]["sample"]["images"] == 6 * chips
+        assert found["programs"]["train"]["images"] == 16
 
 
 def test_a_step_that_does_not_fit_comes_with_advice(without_libtpu, tmp_path, monkeypatch):
