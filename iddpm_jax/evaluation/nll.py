@@ -242,13 +242,13 @@ def evaluate(
 
 
 def _collected(task: _Task, averages: list[str], parts: Parts) -> dict[str, Likelihood]:
-    """Parts -> results, letting go of each part once it is in the tables."""
+    """Parts -> results, one part at a time."""
     N, K = len(task.chosen), len(task.weight)
     rows_of: dict[str, list] = {}
     sums: dict[str, Any] = {}
     tables = {f"{a}:{name}": np.empty((N, K), np.float32) for a in averages for name in TABLES}
     known, first = np.zeros(K, int), 0
-    for part in parts.take():
+    for part in parts:
         rows = slice(first, first := first + len(part["prior"]))
         known += np.bincount(task.steps[rows].ravel(), minlength=K)
         for name, array in part.items():

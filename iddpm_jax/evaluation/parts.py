@@ -62,11 +62,6 @@ class Parts:
         names = parts[0] if parts else ()
         return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
-    def take(self) -> Iterator[dict[str, np.ndarray]]:
-        """The parts in order, each let go of as it is handed out: for rows that fill memory."""
-        while self._parts:
-            yield self._parts.pop(0)
-
     def remove(self) -> None:
         """Delete the files, once their content has its place."""
         if self._folder is not None and is_main_process():
