@@ -56,3 +56,11 @@ def test_without_a_folder_rows_stay_in_memory():
     parts.remove()
     assert parts.done == 2
     np.testing.assert_array_equal(parts.read()["a"], [0, 1])
+
+
+def test_taken_parts_are_let_go_of_one_by_one(tmp_path):
+    for first in (0, 2):
+        Parts(tmp_path, {}).append({**rows(first, 2), "sum": np.full(1, first)})
+    parts = Parts(tmp_path, {})
+    assert [part["sum"].tolist() for part in parts.take()] == [[0], [2]]
+    assert parts.done == 4 and parts.read() == {}
