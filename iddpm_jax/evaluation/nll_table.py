@@ -30,32 +30,45 @@ def table(found: dict[str, Likelihood], variance: str, dtype: str) -> str:
     lines = [
         f"bits/dim of {_effort(likelihood)}, {_times(likelihood.draws.shape[1], 'draw')} of the "
         f"noise, x_0 {clipping}, {dtype}",
-        f"{'average':12}{'bits/dim':>10}{'+- images':>11}{'+- seeds':>10}{'prior':>10}"
-        f"{'decoder':>10}{'KL':>10}",
+        *_averages(found),
+        "",
     ]
-    for name, each in found.items():
-        lines.append(
-            f"{_average(name):12}{each.bits_per_dim:10.4f}{each.standard_error:11.4f}"
-            f"{_number(each.monte_carlo_error, 10, 4)}{each.prior.mean():10.5f}"
-            f"{_number(each.decoder, 10, 4)}{each.kl.mean():10.4f}"
-        )
     if likelihood.terms < len(likelihood.t):
-        lines += ["", "adjusted: every term at its mean over the images that drew it"]
+        lines += ["adjusted: every term at its mean over the images that drew it"]
         for name, each in found.items():
             known = each.adjusted
             text = "-" if known is None else f"{known.mean:.4f} +- {known.standard_error:.4f}"
             lines.append(f"{_average(name):12}{text:>21}")
-    lines += ["", "differences, on the same images, terms and noise"]
+        lines.append("")
+    lines += ["differences, on the same images, terms and noise"]
+    lines += [*_differences(found, clipping, variance), ""]
+    return "\n".join([*lines, *_by_step(_average(first), likelihood, variance)])
+
+
+def _averages(found: dict[str, Likelihood]) -> Iterator[str]:
+    yield (
+        f"{'average':12}{'bits/dim':>10}{'+- images':>11}{'+- seeds':>10}{'prior':>10}"
+        f"{'decoder':>10}{'KL':>10}"
+    )
+    for name, each in found.items():
+        yield (
+            f"{_average(name):12}{each.bits_per_dim:10.4f}{each.standard_error:11.4f}"
+            f"{_number(each.monte_carlo_error, 10, 4)}{each.prior.mean():10.5f}"
+            f"{_number(each.decoder, 10, 4)}{each.kl.mean():10.4f}"
+        )
+
+
+def _differences(found: dict[str, Likelihood], clipping: str, variance: str) -> Iterator[str]:
+    """Of the averages from the first, and of each average's other bounds from its own."""
+    (first, likelihood), *rest = found.items()
+    for name, each in rest:
+        difference = paired(each.per_image, likelihood.per_image)
+        yield _line(f"{_average(name)} - {_average(first)}", difference)
     own = {"clipped": clipping, "unclipped": clipping}
     for name, each in found.items():
-        if name != first:
-            difference = paired(each.per_image, likelihood.per_image)
-            lines.append(_line(f"{_average(name)} - {_average(first)}", difference))
         for other, bound in each.others.items():
-            difference = paired(bound.total, each.per_image)
             words = f"{_average(name)}: {other} - {own.get(other, variance)}"
-            lines.append(_line(words, difference))
-    return "\n".join([*lines, "", *_by_step(_average(first), likelihood, variance)])
+            yield _line(words, paired(bound.total, each.per_image))
 
 
 def _effort(likelihood: Likelihood) -> str:

@@ -65,3 +65,11 @@ def test_parts_come_one_by_one(tmp_path):
         parts.append(rows(3, 2))
         assert [part["a"].tolist() for part in parts] == [[0, 1, 2], [3, 4]]
         assert [set(part) for part in parts] == [{"a", "b"}] * 2
+
+
+def test_the_first_array_counts_the_rows(tmp_path):
+    for first in (0, 2):
+        Parts(tmp_path, {}).append({**rows(first, 2), "sum": np.full(1, first)})
+    parts = Parts(tmp_path, {})
+    assert [part["sum"].tolist() for part in parts] == [[0], [2]]
+    assert parts.done == 4
