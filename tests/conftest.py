@@ -5,7 +5,7 @@ from importlib import metadata
 from pathlib import Path
 
 # Tests compile a lot and compute little: a third of the compile time for slower programs. XLA ends
-# the process over a flag that it does not know, so they are for the versions that they were seen in.
+# the process over a flag that it does not know, so only the versions they were seen in get them.
 if metadata.version("jax").startswith("0.10."):
     os.environ["XLA_FLAGS"] = " ".join(
         [
