@@ -7,10 +7,7 @@ import os
 import re
 import sys
 import time
-import zlib
 from pathlib import Path
-
-from ml_collections import ConfigDict
 
 from iddpm_jax import config as configs
 from iddpm_jax import runtime
@@ -158,9 +155,9 @@ def _sample(arguments: Arguments) -> None:
 
 def _draw(workdir: Path, run) -> dict[str, Path]:
     """Draw the samples that are not there yet; all there is."""
-    from iddpm_jax.evaluation import samples
+    from iddpm_jax.evaluation import names, samples
 
-    folder = _sample_folder(workdir, run)
+    folder = names.sample_folder(workdir, run)
     try:
         folder.mkdir(parents=True, exist_ok=True)  # or the samples might be drawn for nothing
     except OSError as error:
@@ -187,11 +184,11 @@ def _measure(workdir: Path, run) -> tuple[dict, dict[str, Path]]:
 
     There are no likelihoods in other processes than the main one.
     """
-    from iddpm_jax.evaluation import nll
+    from iddpm_jax.evaluation import names, nll
 
     settings = run.config.nll
     rates = {str(rate or 0): rate for rate in settings.ema_rates or (settings.ema_rate,)}
-    paths = {name: _nll_path(workdir, run, float(rate)) for name, rate in rates.items()}
+    paths = {name: names.likelihood_file(workdir, run, float(rate)) for name, rate in rates.items()}
     try:
         (workdir / "nll").mkdir(exist_ok=True)  # or it might be measured for nothing
     except OSError as error:
@@ -268,54 +265,6 @@ def _plan(arguments: Arguments) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror})") from None
     print(f"\nas JSON: {path}")
-
-
-def _sample_folder(workdir: Path, run) -> Path:
-    """A folder named after all that decides the samples, so that other choices keep theirs."""
-    s, T = run.config.sample, run.config.diffusion.T
-    parts = [f"step{int(run.state.step):08d}", s.sampler, s.steps or str(T)]
-    parts += [f"eta{s.eta:g}"] if s.sampler == "ddim" else []
-    if s.classes:
-        classes = "-".join(map(str, s.classes))
-        # File systems have no room for long names.
-        short = classes if len(classes) <= 40 else f"{zlib.crc32(classes.encode()):08x}"
-        parts.append(f"classes{short}")
-    parts += ["random"] if s.class_choice == "random" else []
-    parts += [f"guidance{s.guidance:g}"] if s.guidance != 1 else []
-    if s.base:
-        parts.append(f"base{zlib.crc32(Path(s.base).read_bytes()):08x}")
-    elif run.model.low_res_shape:
-        parts.append(f"small-{_data_word(run)}")
-    parts += [f"noise{s.low_res_noise:g}"] if s.low_res_noise else []
-    return workdir / "samples" / _joined([*parts, *_end(s, run)])
-
-
-def _nll_path(workdir: Path, run, ema_rate: float) -> Path:
-    n, T = run.config.nll.copy_and_resolve_references(), run.config.diffusion.T
-    n.ema_rate = ema_rate
-    parts = [f"step{int(run.state.step):08d}", _data_word(run), n.split, f"{n.steps or T}steps"]
-    parts += [f"{n.terms}terms"] if n.terms else []
-    parts += [f"{n.draws}draws"] if n.draws > 1 else []
-    return workdir / "nll" / (_joined([*parts, *_end(n, run)]) + ".npz")
-
-
-def _end(settings: ConfigDict, run) -> list[str]:
-    """What names of samples and of likelihoods share."""
-    clipped = [] if settings.clip_x_0 else ["unclipped"]
-    dtype = [] if run.model.spec.dtype == "float32" else [run.model.spec.dtype]
-    return [f"ema{settings.ema_rate:g}", *clipped, *dtype, f"seed{settings.seed}"]
-
-
-def _data_word(run) -> str:
-    """The data's name as part of a file's."""
-    name = run.config.data.name
-    word = re.sub(r"\W+", "-", name)
-    # A path may be longer than a file's name can be.
-    return word if len(word) <= 60 else f"{word[:50]}-{zlib.crc32(name.encode()):08x}"
-
-
-def _joined(parts: list[str]) -> str:
-    return "_".join(parts).replace(",", "-")
 
 
 if __name__ == "__main__":

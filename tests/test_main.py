@@ -11,6 +11,7 @@ import pytest
 from iddpm_jax import arguments, inspection, main, runtime, variants
 from iddpm_jax import config as configs
 from iddpm_jax.errors import DivergedError
+from iddpm_jax.evaluation import names
 from iddpm_jax.training import loop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -428,19 +429,19 @@ def test_looking_at_the_data_starts_no_run(cli, workdir, monkeypatch):
     code, out, err = cli("--config", DIGITS, "--workdir", workdir, "--mode", "data")
     assert code == 0, err
     assert "train: 1,438 pictures" in out and str(workdir / "data" / "test.png") in out
-    names = {path.relative_to(workdir).as_posix() for path in workdir.rglob("*")}
-    assert names == {"data", "data/training.png", "data/test.png"}
+    written = {path.relative_to(workdir).as_posix() for path in workdir.rglob("*")}
+    assert written == {"data", "data/training.png", "data/test.png"}
 
 
 @pytest.mark.parametrize("name", ["digits", "folder:/a/b c", "tfds:cifar10", "npz:" + "/ab" * 99])
 def test_any_name_of_data_fits_into_the_name_of_a_file(name):
     run = SimpleNamespace(config=configs.base())
     run.config.data.name = name
-    word = main._data_word(run)
+    word = names.data_word(run)
     assert re.fullmatch(r"[\w-]{1,60}", word)
     assert word == name if name == "digits" else word != name
     run.config.data.name = name + "x"
-    assert main._data_word(run) != word
+    assert names.data_word(run) != word
 
 
 def test_stored_run_may_look_at_other_data(cli, workdir):

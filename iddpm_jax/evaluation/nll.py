@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from iddpm_jax.evaluation.terms import (
     steps_of_images,
     terms_function,
 )
-from iddpm_jax.training.checksum import checksums
+from iddpm_jax.training.checksum import digest
 from iddpm_jax.training.parallel import (
     check_batch,
     is_main_process,
@@ -303,14 +302,10 @@ def made_by(config: ConfigDict, model: build.Model, weights: dict[str, Params]) 
     crc = 0
     for index in few.tolist():
         crc = zlib.crc32(np.ascontiguousarray(source[index]["image"]), crc)
-    sums = {
-        name: zlib.crc32(json.dumps(checksums(params), sort_keys=True).encode())
-        for name, params in weights.items()
-    }
     nll = {k: v for k, v in config.nll.items() if k not in ("batch_size", "ema_rate", "ema_rates")}
     return {
         "nll": nll,
-        "weights": sums,
+        "weights": {name: digest(params) for name, params in weights.items()},
         "data": [config.data.name, config.nll.split, len(source), crc],
         "diffusion": config.diffusion.to_dict(),
         "model": {**config.model.to_dict(), "dtype": model.spec.dtype},

@@ -20,7 +20,7 @@ from iddpm_jax import build
 from iddpm_jax.evaluation.generate import Base, asked, base_of, draw
 from iddpm_jax.evaluation.parts import Parts, from_main
 from iddpm_jax.images import grid, write_png
-from iddpm_jax.training.checksum import checksums
+from iddpm_jax.training.checksum import digest
 from iddpm_jax.training.parallel import is_main_process
 from iddpm_jax.training.state import Params
 
@@ -132,18 +132,18 @@ def decided_by(config: ConfigDict, model: build.Model, params: Params, base: Bas
         "network": dataclasses.asdict(model.spec),
         "parametrization": dataclasses.asdict(model.parametrization),
         "image_shape": model.image_shape,
-        "weights": _digest(np.array([*sorted(checksums(params).items())])),
-        "process": _digest(*jax.tree.leaves(process)),
-        "base": _digest(*small) if small else "",
+        "weights": digest(params),
+        "process": _hash(*jax.tree.leaves(process)),
+        "base": _hash(*small) if small else "",
     }
     return json.loads(json.dumps(found))  # as it is read back: lists, not tuples
 
 
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
+def _hash(*arrays: np.ndarray) -> str:
+    found = hashlib.sha256()
     for array in arrays:
-        digest.update(np.asarray(array).tobytes())
-    return digest.hexdigest()[:16]
+        found.update(np.asarray(array).tobytes())
+    return found.hexdigest()[:16]
 
 
 def _made_by(path: Path) -> dict | None:
