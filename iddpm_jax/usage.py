@@ -34,7 +34,7 @@ Examples
     python -m iddpm_jax.main --workdir runs/digits --mode nll --config.nll.steps=100
   What 1,000 samples are worth; the same of any two files, by Inception-v3 and the paper's k = 5:
     python -m iddpm_jax.main --workdir runs/digits --mode fid --config.sample.count=1000
-    python -m iddpm_jax.main --mode fid --samples SAMPLES.npz --reference REFERENCE.npz \
+    python -m iddpm_jax.main --mode fid --samples SAMPLES.npz --reference REFERENCE.npz \\
       --config.fid.neighbours=5
   OpenAI's CIFAR-10 model, downloaded before; then sample, nll and train work in its workdir:
     python -m iddpm_jax.main --mode convert --source cifar10_uncond_50M_500K.pt \\
