@@ -1,7 +1,7 @@
 """Features of images by a network that scores are named after, on all devices."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from iddpm_jax import data
 from iddpm_jax.errors import InputError
+from iddpm_jax.evaluation.parts import Parts
 from iddpm_jax.training.parallel import (
     check_batch,
     is_main_process,
@@ -58,7 +59,8 @@ def extract(
     mesh: Mesh,
     batch_size: int,
     progress: bool = True,
-) -> Features:
+    parts: Parts | None = None,
+) -> Features | None:
     """Features of images 0 ... count - 1.
 
     Args:
@@ -69,31 +71,47 @@ def extract(
         mesh: devices that share each batch.
         batch_size: images at a time, over all devices.
         progress: show a bar.
+        parts: features so far, to go on after; None keeps them in memory.
 
     Returns:
-        Features [count, ...].
+        Features [count, ...]; with parts on disk None beside the main process.
 
     Raises:
         InputError: channels that the network cannot take, or a batch the devices cannot share.
     """
     check_batch(mesh, batch_size, name="fid.batch_size")
     _with_channels(read(np.arange(1)), network)  # refused here, not in the middle of a bar
+    parts = Parts(None, {}) if parts is None else parts
+    parts.extend(_batches(network, read, parts.done, count, mesh, batch_size, progress), 30.0)
+    found = parts.read()
+    return Features(**found) if found else None
+
+
+def _batches(
+    network: FeatureNetwork,
+    read: Callable[[np.ndarray], np.ndarray],
+    first: int,
+    count: int,
+    mesh: Mesh,
+    batch_size: int,
+    progress: bool,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Features of images first ... count - 1, by name."""
     apply = _compiled(network.apply, mesh)
     params = jax.device_put(network.params, replicated(mesh))  # once, not with each batch
-    parts = []
     with tqdm(
+        initial=first,
         total=count,
         desc="features",
         unit="image",
         disable=not (progress and is_main_process()),
         leave=False,
     ) as bar:
-        for index, real in data.padded_chunks(count, batch_size):
-            images = _with_channels(read(index), network)
+        for offset, real in data.padded_chunks(count - first, batch_size):
+            images = _with_channels(read(first + offset), network)
             found = to_host(apply(params, to_devices(mesh, images)))
-            parts.append(Features(*(part[:real] for part in found)))
             bar.update(real)
-    return Features(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+            yield {name: values[:real] for name, values in found._asdict().items()}
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,9 +1,11 @@
 """Long results on disk as they come: a killed program goes on after the last whole part."""
 
+import hashlib
 import json
 import shutil
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -47,6 +49,31 @@ class Parts:
         else:
             self._parts.append(arrays)
         self.done += _rows(arrays)
+
+    def extend(self, rows: Iterable[dict[str, np.ndarray]], seconds: float) -> None:
+        """Append rows as they come: to disk after so many seconds, at the end, and on Ctrl-C.
+
+        Where they go to disk, other processes than the main one only ask for them.
+        """
+        fresh: list[dict[str, np.ndarray]] = []
+        written = time.monotonic()
+
+        def append() -> None:
+            if fresh:
+                self.append({n: np.concatenate([part[n] for part in fresh]) for n in fresh[0]})
+            fresh.clear()
+
+        try:
+            for part in rows:
+                if self._folder is None or is_main_process():
+                    fresh.append(part)
+                if time.monotonic() - written >= seconds:
+                    append()
+                    written = time.monotonic()
+        except KeyboardInterrupt:
+            append()
+            raise
+        append()
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """The parts, one after the other; in other processes than the main one, as read."""
@@ -92,6 +119,14 @@ def from_main(number: int) -> int:
     if jax.process_count() == 1:
         return int(number)
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def hashed(*arrays: np.ndarray) -> str:
+    """A word for the bytes of arrays, to be among what decides rows."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.asarray(array).tobytes())
+    return found.hexdigest()[:16]
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:

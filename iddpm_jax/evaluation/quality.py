@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from iddpm_jax import build
 from iddpm_jax.evaluation import inception, reference, small_network
 from iddpm_jax.evaluation.features import FeatureNetwork, Features, extract
 from iddpm_jax.evaluation.fid import statistics
+from iddpm_jax.evaluation.parts import Parts, hashed
 from iddpm_jax.evaluation.reference import Saved
 from iddpm_jax.evaluation.scores import Score, Settings, Side, scores, side
 from iddpm_jax.training.parallel import is_main_process
@@ -110,7 +112,10 @@ def measure(
         InputError: pictures that the network cannot take, or too few.
     """
     settings = config.fid
-    sides = [_side(config, network, subject, mesh) for subject in (samples, reference_)]
+    sides, parts = [], []
+    for role, subject in (("samples", samples), ("reference", reference_)):
+        parts.append(_parts(folder, role, config, network, subject))
+        sides.append(_side(config, network, subject, mesh, parts[-1]))
     if not is_main_process():
         return []
     chosen = Settings(**{key: settings[key] for key in Settings._fields})
@@ -118,7 +123,7 @@ def measure(
     words = [samples.word, "vs", reference_.word, network_word(config), f"k{chosen.neighbours}"]
     if network_word(config) == "inception":
         words.insert(-1, settings.preprocessing)
-    path = folder / (re.sub(r"[^\w.-]+", "-", "_".join(words))[:200] + ".json")
+    path = folder / f"{_word('_'.join(words))}.json"
     about = {
         "samples": samples.name,
         "samples_count": samples.count or sides[0].pool.count,
@@ -136,6 +141,8 @@ def measure(
         path = path.with_suffix(".npz")
         _write(path, sides[0].features, config, samples)
         lines.append(f"statistics  {path}")
+    for part in parts:
+        part.remove()
     return lines
 
 
@@ -151,10 +158,13 @@ def write_statistics(config: ConfigDict, mesh: Mesh, path: Path) -> list[str]:
         Lines for people.
     """
     subject = of_data(config)
-    features = _side(config, network_of(config), subject, mesh).features
+    network = network_of(config)
+    parts = _parts(path.parent, "statistics", config, network, subject)
+    features = _side(config, network, subject, mesh, parts).features
     if not is_main_process():
         return []
     _write(path, features, config, subject)
+    parts.remove()
     return [f"statistics of {subject.count:,} pictures, {subject.name}: {path}"]
 
 
@@ -198,11 +208,32 @@ def _preprocessing(config: ConfigDict) -> str:
     return config.fid.preprocessing if network_word(config) == "inception" else ""
 
 
-def _side(config: ConfigDict, network: FeatureNetwork, subject: Subject, mesh: Mesh) -> Side:
+def _parts(
+    folder: Path, role: str, config: ConfigDict, network: FeatureNetwork, subject: Subject
+) -> Parts:
+    """Where the features of a set lie until all of them are there."""
+    few = np.unique(np.linspace(0, subject.count - 1, 16).astype(int)) if subject.count else []
+    made_by = {
+        "network": [network_word(config), _preprocessing(config)],
+        "weights": hashed(*jax.tree.leaves(network.params)),
+        "images": [subject.name, subject.count, hashed(subject.read(few)) if subject.count else ""],
+    }
+    return Parts(folder / f"{role}_{_word(subject.word)}.parts", made_by)
+
+
+def _side(
+    config: ConfigDict, network: FeatureNetwork, subject: Subject, mesh: Mesh, parts: Parts
+) -> Side:
     features = None
     if subject.count:
-        features = extract(network, subject.read, subject.count, mesh, config.fid.batch_size)
+        size = config.fid.batch_size
+        features = extract(network, subject.read, subject.count, mesh, size, parts=parts)
     return side(features, subject.saved)
+
+
+def _word(text: str) -> str:
+    """As part of a file's name, which file systems have limited room for."""
+    return re.sub(r"[^\w.-]+", "-", text)[:200]
 
 
 def _write(path: Path, features: Features, config: ConfigDict, subject: Subject) -> None:

@@ -1,12 +1,10 @@
 """Samples on disk: drawn in parts that a kill leaves whole, merged, and shown."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
 import sys
-import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from ml_collections import ConfigDict
 
 from iddpm_jax import build
 from iddpm_jax.evaluation.generate import Base, asked, base_of, draw
-from iddpm_jax.evaluation.parts import Parts, from_main
+from iddpm_jax.evaluation.parts import Parts, from_main, hashed
 from iddpm_jax.images import grid, write_png
 from iddpm_jax.training.checksum import digest
 from iddpm_jax.training.parallel import is_main_process
@@ -70,12 +68,14 @@ def ensure(
         parts = Parts(folder / "parts", made_by)
         if parts.done:
             print(f"{min(parts.done, count)} of {count} samples are there; drawing the others")
-        _draw_into(
-            parts,
-            draw(config, model, params, mesh, base, parts.done, progress),
-            part_seconds,
-            f"of {count} samples are kept; the same command goes on after them",
-        )
+        drawn = draw(config, model, params, mesh, base, parts.done, progress)
+        try:
+            parts.extend(({"images": images} for images in drawn), part_seconds)
+        except KeyboardInterrupt:
+            kept = f"{parts.done} of {count} samples are kept"
+            if is_main_process():
+                print(f"\n{kept}; the same command goes on after them", file=sys.stderr)
+            raise
         if is_main_process():
             write(path, (part["images"] for part in parts), count, classes, made_by)
         parts.remove()
@@ -84,32 +84,6 @@ def ensure(
     from_main(0)  # other processes may read it next
     png = {"png": folder / "png"} if config.sample.png else {}
     return {"npz": path, "grid": folder / "grid.png", **png}
-
-
-def _draw_into(
-    parts: Parts, drawn: Iterator[np.ndarray], part_seconds: float, interrupted: str
-) -> None:
-    """Append what is drawn to parts; in other processes than the main one, only draw."""
-    fresh: list[np.ndarray] = []
-    written = time.monotonic()
-
-    def append() -> None:
-        if fresh and is_main_process():
-            parts.append({"images": np.concatenate(fresh)})
-        fresh.clear()
-
-    try:
-        for images in drawn:
-            fresh.append(images)
-            if time.monotonic() - written >= part_seconds:
-                append()
-                written = time.monotonic()
-        append()
-    except KeyboardInterrupt:
-        append()
-        if is_main_process():
-            print(f"\n{parts.done} {interrupted}", file=sys.stderr)
-        raise
 
 
 def decided_by(config: ConfigDict, model: build.Model, params: Params, base: Base | None) -> dict:
@@ -133,17 +107,10 @@ def decided_by(config: ConfigDict, model: build.Model, params: Params, base: Bas
         "parametrization": dataclasses.asdict(model.parametrization),
         "image_shape": model.image_shape,
         "weights": digest(params),
-        "process": _hash(*jax.tree.leaves(process)),
-        "base": _hash(*small) if small else "",
+        "process": hashed(*jax.tree.leaves(process)),
+        "base": hashed(*small) if small else "",
     }
     return json.loads(json.dumps(found))  # as it is read back: lists, not tuples
-
-
-def _hash(*arrays: np.ndarray) -> str:
-    found = hashlib.sha256()
-    for array in arrays:
-        found.update(np.asarray(array).tobytes())
-    return found.hexdigest()[:16]
 
 
 def _made_by(path: Path) -> dict | None:

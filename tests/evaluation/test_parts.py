@@ -73,3 +73,19 @@ def test_the_first_array_counts_the_rows(tmp_path):
     parts = Parts(tmp_path, {})
     assert [part["sum"].tolist() for part in parts] == [[0], [2]]
     assert parts.done == 4
+
+
+def test_what_comes_goes_to_disk_after_some_seconds_and_when_interrupted(tmp_path):
+    def coming(parts, files):
+        for first in range(5):
+            files.append(len(list(tmp_path.glob("rows_from_*"))))
+            yield rows(first, 1)
+        raise KeyboardInterrupt
+
+    for seconds, seen in ((0, [0, 1, 2, 3, 4]), (1000, [0] * 5)):
+        parts, files = Parts(tmp_path, {"seconds": seconds}), []
+        with pytest.raises(KeyboardInterrupt):
+            parts.extend(coming(parts, files), seconds)
+        assert files == seen
+        again = Parts(tmp_path, {"seconds": seconds})
+        np.testing.assert_array_equal(again.read()["a"], np.arange(5))
