@@ -1,0 +1,127 @@
+"""What a figure is, how all of them look, and writing one: PNG, SVG, numbers, caption."""
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from iddpm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's, which colour-blind readers tell apart."""
+
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 1.5)), "-", "--")
+"""So that lines can be told apart without colour."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+WIDTH = 6.75
+"""Of a figure of several panels, inches: both columns of a page."""
+
+NARROW = 4.2
+"""Of a figure of one panel, inches."""
+
+LARGEST_PNG = 300_000
+"""Bytes."""
+
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.5,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "mathtext.fontset": "cm",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "errorbar.capsize": 2,
+    "legend.frameon": False,
+    # Names inside the file follow from its content alone.
+    "svg.hashsalt": "iddpm_jax",
+}
+
+
+class Figure(NamedTuple):
+    """A figure before it is drawn.
+
+    Attributes:
+        numbers: all that is drawn, by name.
+        caption: what it shows, a paragraph.
+        size: (width, height), inches.
+        draw: puts the numbers onto a canvas of matplotlib.
+        files: results that the numbers come from.
+    """
+
+    numbers: dict[str, np.ndarray]
+    caption: str
+    size: tuple[float, float]
+    draw: Callable[["Canvas"], None]
+    files: tuple[Path, ...] = ()
+
+
+def require_matplotlib() -> None:
+    """Object in one line where matplotlib is missing.
+
+    Raises:
+        InputError: it is.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "figures need matplotlib, which is not installed; pip install 'iddpm_jax[figures]'"
+        ) from None
+
+
+def write(stem: Path, figure: Figure, about: str) -> Path:
+    """Write STEM.png, .svg, .npz (the numbers) and .txt (the caption); the same bytes every time.
+
+    Args:
+        stem: path without a suffix; its folder exists.
+        figure: what to draw.
+        about: where it comes from, put below the caption.
+
+    Returns:
+        Path of the PNG.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+        canvas = Canvas(figsize=figure.size, layout="constrained")
+        figure.draw(canvas)
+        canvas.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+        png = stem.with_suffix(".png")
+        # Noise does not compress: pictures of it take fewer dots.
+        for dots in (200, 140, 100, 70):
+            canvas.savefig(png, dpi=dots, metadata={"Software": None})
+            if png.stat().st_size < LARGEST_PNG:
+                break
+    np.savez_compressed(stem.with_suffix(".npz"), **figure.numbers)
+    caption = textwrap.fill(figure.caption, 100)
+    stem.with_suffix(".txt").write_text(f"{caption}\n\n{about}\n", encoding="utf-8")
+    return png
+
+
+def step_ticks(axes: "Axes", steps: np.ndarray) -> None:
+    """A logarithmic axis of numbers of steps, labelled at those that were measured."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    ticks = np.unique(steps)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{n:,}" for n in ticks]))
+    axes.xaxis.set_minor_locator(NullLocator())

@@ -1,0 +1,150 @@
+"""Bits/dim and sample quality against the number of steps (section 4)."""
+
+import numpy as np
+
+from iddpm_jax.figures.bound import VARIANCES
+from iddpm_jax.figures.drawing import COLOURS, DASHES, MARKERS, NARROW, WIDTH, Figure, step_ticks
+from iddpm_jax.figures.results import Missing, Run, labels, likelihoods
+from iddpm_jax.figures.results import scores as read_scores
+
+Curves = dict[tuple[str, ...], dict[int, tuple[float, float]]]
+"""By what decided it, a curve: steps -> (value, standard error, NaN if unknown)."""
+
+
+def bits_per_dim(runs: list[Run]) -> Figure:
+    """The bound against the number of steps, under the model's own and the fixed variances.
+
+    Args:
+        runs: whose nll/ is read.
+
+    Raises:
+        Missing: nothing was measured with two numbers of steps.
+    """
+    found = [each for run in runs for each in likelihoods(run)]
+    # Of several with the same steps, the most certain last, so that it is the one that stays.
+    found.sort(key=lambda each: -each.record["standard_error"])
+    curves: Curves = {}
+    for each in found:
+        record = each.record
+        own = VARIANCES[record["settings"]["diffusion"]["variance"]]
+        bounds = {own: record}
+        bounds |= {VARIANCES[n]: b for n, b in record["others"].items() if n in VARIANCES}
+        for variance, bound in bounds.items():
+            point = (bound["bits_per_dim"], bound["standard_error"])
+            curves.setdefault((variance, *each.words), {})[each.steps] = point
+    curves = _long_enough(curves)
+    if not curves:
+        raise Missing(
+            f"{runs[0].folder / 'nll'} holds bits/dim at less than two numbers of steps; measure "
+            "more with --mode nll --config.nll.steps=25"
+        )
+    numbers, names = _numbers({"bits_per_dim": curves})
+
+    def draw(canvas):
+        axes = canvas.subplots()
+        _draw_curves(axes, curves, names)
+        axes.set(ylabel="bits/dim", yscale="log" if _is_wide(curves) else "linear")
+        axes.legend()
+
+    caption = (
+        "Bits/dim of the test split against the number of steps of the reverse process (after the "
+        "paper's section 4). The fixed variances beta_t and beta_tilde_t take the same network's "
+        "eps. Bars are standard errors between images; they are mostly shared by all points, which "
+        "saw the same images."
+    )
+    files = tuple(sorted({each.path for each in found}))
+    return Figure(numbers, caption, (NARROW, 2.8), draw, files)
+
+
+def scores(runs: list[Run]) -> Figure:
+    """Every score of samples against the number of sampling steps, a curve for each sampler.
+
+    Args:
+        runs: whose fid/ is read.
+
+    Raises:
+        Missing: no sampler was measured with two numbers of steps.
+    """
+    found = [each for run in runs for each in read_scores(run)]
+    panels: dict[str, Curves] = {}
+    better = {}
+    for each in found:
+        for score in each.record["scores"]:
+            error = np.nan if score["error"] is None else score["error"]
+            curve = panels.setdefault(score["name"], {}).setdefault(each.words, {})
+            curve[each.steps] = (score["value"], error)
+            better[score["name"]] = score["better"]
+    panels = {name: _long_enough(curves) for name, curves in panels.items()}
+    panels = {name: curves for name, curves in panels.items() if curves}
+    if not panels:
+        raise Missing(
+            f"{runs[0].folder / 'fid'} holds no sampler's scores at two numbers of steps with as "
+            "many samples; measure more with --mode fid --config.sample.steps=25"
+        )
+    numbers, names = _numbers(panels)
+    rows = -(-len(panels) // 3)
+
+    def draw(canvas):
+        places = canvas.subplots(rows, 3, squeeze=False).ravel()
+        for axes, (name, curves) in zip(places, panels.items(), strict=False):
+            _draw_curves(axes, curves, names)
+            axes.set_title(f"{name} ({better[name]} is better)")
+            axes.set_yscale("log" if _is_wide(curves) else "linear")
+        for axes in places[len(panels) :]:
+            axes.set_visible(False)
+        lines = [axes.get_legend_handles_labels() for axes in places]
+        lines = {label: line for pair in lines for line, label in zip(*pair, strict=True)}
+        canvas.legend(lines.values(), lines, loc="outside upper center", ncols=min(len(lines), 4))
+
+    caption = (
+        "Scores of samples against the number of sampling steps (after the paper's section 4), "
+        f"{_common(panels)}. Bars are standard errors, as docs/metrics.md says."
+    )
+    files = tuple(sorted({each.path for each in found}))
+    return Figure(numbers, caption, (WIDTH, 0.4 + 1.9 * rows), draw, files)
+
+
+def _long_enough(curves: Curves) -> Curves:
+    """Those with two points or more, their steps ascending."""
+    return {k: dict(sorted(curve.items())) for k, curve in curves.items() if len(curve) > 1}
+
+
+def _numbers(panels: dict[str, Curves]) -> tuple[dict[str, np.ndarray], dict[tuple, str]]:
+    """(arrays to write, the label of each curve).
+
+    Curve i of a panel is PANEL_i_steps, PANEL_i_value and PANEL_i_error; the array "curves" has the
+    labels by i.
+    """
+    words = list(dict.fromkeys(key for curves in panels.values() for key in curves))
+    names = dict(zip(words, labels(words), strict=True))
+    numbers: dict[str, np.ndarray] = {"curves": np.array(list(names.values()))}
+    for panel, curves in panels.items():
+        for key, curve in curves.items():
+            stem = f"{panel}_{words.index(key)}"
+            values = np.array(list(curve.values()))
+            numbers[f"{stem}_steps"] = np.array(list(curve))
+            numbers[f"{stem}_value"], numbers[f"{stem}_error"] = values.T
+    return numbers, names
+
+
+def _draw_curves(axes, curves: Curves, names: dict[tuple, str]) -> None:
+    for key, curve in curves.items():
+        i = list(names).index(key)
+        value, error = np.array(list(curve.values())).T
+        style = {"color": COLOURS[i % 7], "ls": DASHES[i % 7], "marker": MARKERS[i % 7]}
+        axes.errorbar(list(curve), value, error, label=names[key], elinewidth=0.8, **style)
+    step_ticks(axes, np.array([steps for curve in curves.values() for steps in curve]))
+    axes.set_xlabel("number of steps")
+
+
+def _is_wide(curves: Curves) -> bool:
+    """Whether values are positive and differ by more than a factor of five."""
+    values = [value for curve in curves.values() for value, _ in curve.values()]
+    return min(values) > 0 and max(values) > 5 * min(values)
+
+
+def _common(panels: dict[str, Curves]) -> str:
+    """The words that all curves have."""
+    words = [set(key) for curves in panels.values() for key in curves]
+    first = next(iter(next(iter(panels.values()))))
+    return ", ".join(word for word in first if word in set.intersection(*words))
