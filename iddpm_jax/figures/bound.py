@@ -104,8 +104,8 @@ def _note(found: Measured, arrays: dict[str, np.ndarray]) -> str:
     some = "all" if r["terms"] == r["steps"] else f"{r['terms']:,} random ones of the"
     return (
         f"{r['images']:,} images of {found.words[2]}, {some} {r['steps']:,} terms of each, "
-        f"together {bound['mean']:.3f} +- {bound['standard_error']:.3f} bits/dim, of which the first "
-        f"is {first:.0%} and L_T {r['prior']:.1g} bits/dim."
+        f"together {bound['mean']:.3f} +- {bound['standard_error']:.3f} bits/dim, of which the "
+        f"first is {first:.0%} and L_T {r['prior']:.1g} bits/dim."
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iddpm_jax.figures.drawing import COLOURS, DASHES, WIDTH, Figure
+from iddpm_jax.figures.drawing import COLOURS, DASHES, WIDTH, Figure, logarithmic
 from iddpm_jax.figures.results import Missing, Run
 from iddpm_jax.figures.results import curves as read
 
@@ -81,7 +81,8 @@ def _draw_loss(axes, found: dict[str, dict], key: str) -> None:
             for column in (c for c in columns if c.endswith("_bits_per_dim")):
                 label = f"measured, {column.removesuffix('_bits_per_dim')} split"
                 axes.plot(step, columns[column], "D", color=colour, mfc="white", label=label)
-    axes.set(yscale="log", xlabel="training step")
+    logarithmic(axes)
+    axes.set_xlabel("training step")
 
 
 def _draw_importance(axes, found: dict[str, dict]) -> None:

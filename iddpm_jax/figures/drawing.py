@@ -117,11 +117,33 @@ def write(stem: Path, figure: Figure, about: str) -> Path:
 
 
 def step_ticks(axes: "Axes", steps: np.ndarray) -> None:
-    """A logarithmic axis of numbers of steps, labelled at those that were measured."""
+    """A logarithmic axis of numbers of steps, labelled at those that were measured.
+
+    Args:
+        axes: whose x axis it is.
+        steps: that were measured, repeats allowed; the larger of two neighbours too close to label.
+    """
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     ticks = np.unique(steps)
+    room = 0.13 * np.log(ticks[-1] / ticks[0])
+    labelled = [ticks[-1]]
+    for tick in ticks[-2::-1]:
+        if np.log(labelled[-1] / tick) >= room:
+            labelled.append(tick)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{n:,}" for n in ticks]))
+    axes.xaxis.set_major_locator(FixedLocator(labelled))
+    axes.xaxis.set_major_formatter(FixedFormatter([f"{n:,}" for n in labelled]))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def logarithmic(axes: "Axes") -> None:
+    """Make the y axis of what is drawn already logarithmic, with plain numbers if it is short."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high / low < 300:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())

@@ -1,14 +1,35 @@
 """Bits/dim and sample quality against the number of steps (section 4)."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 
 from iddpm_jax.figures.bound import VARIANCES
-from iddpm_jax.figures.drawing import COLOURS, DASHES, MARKERS, NARROW, WIDTH, Figure, step_ticks
+from iddpm_jax.figures.drawing import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    NARROW,
+    WIDTH,
+    Figure,
+    logarithmic,
+    step_ticks,
+)
 from iddpm_jax.figures.results import Missing, Run, labels, likelihoods
 from iddpm_jax.figures.results import scores as read_scores
 
-Curves = dict[tuple[str, ...], dict[int, tuple[float, float]]]
-"""By what decided it, a curve: steps -> (value, standard error, NaN if unknown)."""
+
+class Point(NamedTuple):
+    """A value at some number of steps, its standard error (NaN if unknown), and its file."""
+
+    value: float
+    error: float
+    path: Path
+
+
+Curves = dict[tuple[str, ...], dict[int, Point]]
+"""By what decided it, a curve: steps -> Point."""
 
 
 def bits_per_dim(runs: list[Run]) -> Figure:
@@ -30,7 +51,7 @@ def bits_per_dim(runs: list[Run]) -> Figure:
         bounds = {own: record}
         bounds |= {VARIANCES[n]: b for n, b in record["others"].items() if n in VARIANCES}
         for variance, bound in bounds.items():
-            point = (bound["bits_per_dim"], bound["standard_error"])
+            point = Point(bound["bits_per_dim"], bound["standard_error"], each.path)
             curves.setdefault((variance, *each.words), {})[each.steps] = point
     curves = _long_enough(curves)
     if not curves:
@@ -43,17 +64,16 @@ def bits_per_dim(runs: list[Run]) -> Figure:
     def draw(canvas):
         axes = canvas.subplots()
         _draw_curves(axes, curves, names)
-        axes.set(ylabel="bits/dim", yscale="log" if _is_wide(curves) else "linear")
+        axes.set_ylabel("bits/dim")
         axes.legend()
 
     caption = (
-        "Bits/dim of the test split against the number of steps of the reverse process (after the "
-        "paper's section 4). The fixed variances beta_t and beta_tilde_t take the same network's "
-        "eps. Bars are standard errors between images; they are mostly shared by all points, which "
-        "saw the same images."
+        "Bits/dim against the number of steps of the reverse process (after the paper's section "
+        f"4), {_common({'': curves})}. A fixed variance takes the same network's eps. Bars are "
+        "standard errors between images, most of which all points have in common, as they saw the "
+        "same images."
     )
-    files = tuple(sorted({each.path for each in found}))
-    return Figure(numbers, caption, (NARROW, 2.8), draw, files)
+    return Figure(numbers, caption, (NARROW, 2.8), draw, _files({"": curves}))
 
 
 def scores(runs: list[Run]) -> Figure:
@@ -72,7 +92,7 @@ def scores(runs: list[Run]) -> Figure:
         for score in each.record["scores"]:
             error = np.nan if score["error"] is None else score["error"]
             curve = panels.setdefault(score["name"], {}).setdefault(each.words, {})
-            curve[each.steps] = (score["value"], error)
+            curve[each.steps] = Point(score["value"], error, each.path)
             better[score["name"]] = score["better"]
     panels = {name: _long_enough(curves) for name, curves in panels.items()}
     panels = {name: curves for name, curves in panels.items() if curves}
@@ -89,7 +109,6 @@ def scores(runs: list[Run]) -> Figure:
         for axes, (name, curves) in zip(places, panels.items(), strict=False):
             _draw_curves(axes, curves, names)
             axes.set_title(f"{name} ({better[name]} is better)")
-            axes.set_yscale("log" if _is_wide(curves) else "linear")
         for axes in places[len(panels) :]:
             axes.set_visible(False)
         lines = [axes.get_legend_handles_labels() for axes in places]
@@ -100,13 +119,18 @@ def scores(runs: list[Run]) -> Figure:
         "Scores of samples against the number of sampling steps (after the paper's section 4), "
         f"{_common(panels)}. Bars are standard errors, as docs/metrics.md says."
     )
-    files = tuple(sorted({each.path for each in found}))
-    return Figure(numbers, caption, (WIDTH, 0.4 + 1.9 * rows), draw, files)
+    return Figure(numbers, caption, (WIDTH, 0.4 + 1.9 * rows), draw, _files(panels))
 
 
 def _long_enough(curves: Curves) -> Curves:
     """Those with two points or more, their steps ascending."""
     return {k: dict(sorted(curve.items())) for k, curve in curves.items() if len(curve) > 1}
+
+
+def _files(panels: dict[str, Curves]) -> tuple[Path, ...]:
+    """Where the points come from."""
+    curves = [curve for curves in panels.values() for curve in curves.values()]
+    return tuple(sorted({point.path for curve in curves for point in curve.values()}))
 
 
 def _numbers(panels: dict[str, Curves]) -> tuple[dict[str, np.ndarray], dict[tuple, str]]:
@@ -121,26 +145,25 @@ def _numbers(panels: dict[str, Curves]) -> tuple[dict[str, np.ndarray], dict[tup
     for panel, curves in panels.items():
         for key, curve in curves.items():
             stem = f"{panel}_{words.index(key)}"
-            values = np.array(list(curve.values()))
             numbers[f"{stem}_steps"] = np.array(list(curve))
-            numbers[f"{stem}_value"], numbers[f"{stem}_error"] = values.T
+            numbers[f"{stem}_value"] = np.array([point.value for point in curve.values()])
+            numbers[f"{stem}_error"] = np.array([point.error for point in curve.values()])
     return numbers, names
 
 
 def _draw_curves(axes, curves: Curves, names: dict[tuple, str]) -> None:
-    for key, curve in curves.items():
+    """Curves with bars, a little beside each other so that no bar hides another."""
+    for place, (key, curve) in enumerate(curves.items()):
         i = list(names).index(key)
-        value, error = np.array(list(curve.values())).T
+        x = np.array(list(curve)) * 1.03 ** (place - (len(curves) - 1) / 2)
+        value, error = ([point[part] for point in curve.values()] for part in (0, 1))
         style = {"color": COLOURS[i % 7], "ls": DASHES[i % 7], "marker": MARKERS[i % 7]}
-        axes.errorbar(list(curve), value, error, label=names[key], elinewidth=0.8, **style)
+        axes.errorbar(x, value, error, label=names[key], elinewidth=0.8, **style)
+    values = [point.value for curve in curves.values() for point in curve.values()]
+    if min(values) > 0 and max(values) > 5 * min(values):
+        logarithmic(axes)
     step_ticks(axes, np.array([steps for curve in curves.values() for steps in curve]))
     axes.set_xlabel("number of steps")
-
-
-def _is_wide(curves: Curves) -> bool:
-    """Whether values are positive and differ by more than a factor of five."""
-    values = [value for curve in curves.values() for value, _ in curve.values()]
-    return min(values) > 0 and max(values) > 5 * min(values)
 
 
 def _common(panels: dict[str, Curves]) -> str:
