@@ -90,7 +90,7 @@ def _chosen(run: Run) -> Measured | None:
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The means by step, without the tables by image."""
     try:
-        with np.load(path) as file:
+        with path.open("rb") as stream, np.load(stream) as file:
             wanted = {"t", "mean_l_t", "fixed_large_l_t", "fixed_small_l_t"} & set(file.files)
             return {name: file[name] for name in sorted(wanted)}
     except (OSError, ValueError, zipfile.BadZipFile):

@@ -12,10 +12,10 @@ POINTS = 200
 """Of a curve that is drawn; a longer one is averaged down to fewer than twice as many."""
 
 QUARTERS = {
-    "_q0": "first quarter of $t$ (least noise)",
-    "_q1": "second quarter",
-    "_q2": "third quarter",
-    "_q3": "fourth quarter (most noise)",
+    "_q0": "1st quarter of $t$ (least noise)",
+    "_q1": "2nd",
+    "_q2": "3rd",
+    "_q3": "4th (most noise)",
 }
 
 IMPORTANCE = {
@@ -54,7 +54,7 @@ def learning_curves(runs: list[Run]) -> Figure:
         if sampled:
             _draw_importance(panels[2], found)
         lines = dict(zip(*reversed(panels[1].get_legend_handles_labels()), strict=True))
-        canvas.legend(lines.values(), lines, loc="outside upper center", ncols=min(len(lines), 5))
+        canvas.legend(lines.values(), lines, loc="outside upper center", ncols=min(len(lines), 6))
 
     return Figure(numbers, _caption(found, sampled), (WIDTH, 2.8), draw, files)
 

@@ -3,15 +3,11 @@
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from iddpm_jax.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Canvas
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind readers tell apart."""
@@ -61,14 +57,14 @@ class Figure(NamedTuple):
         numbers: all that is drawn, by name.
         caption: what it shows, a paragraph.
         size: (width, height), inches.
-        draw: puts the numbers onto a canvas of matplotlib.
+        draw: puts the numbers onto a canvas, a matplotlib.figure.Figure.
         files: results that the numbers come from.
     """
 
     numbers: dict[str, np.ndarray]
     caption: str
     size: tuple[float, float]
-    draw: Callable[["Canvas"], None]
+    draw: Callable[[Any], None]
     files: tuple[Path, ...] = ()
 
 
@@ -116,11 +112,11 @@ def write(stem: Path, figure: Figure, about: str) -> Path:
     return png
 
 
-def step_ticks(axes: "Axes", steps: np.ndarray) -> None:
+def step_ticks(axes: Any, steps: np.ndarray) -> None:
     """A logarithmic axis of numbers of steps, labelled at those that were measured.
 
     Args:
-        axes: whose x axis it is.
+        axes: matplotlib's, whose x axis it is.
         steps: that were measured, repeats allowed; the larger of two neighbours too close to label.
     """
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
@@ -137,7 +133,7 @@ def step_ticks(axes: "Axes", steps: np.ndarray) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def logarithmic(axes: "Axes") -> None:
+def logarithmic(axes: Any) -> None:
     """Make the y axis of what is drawn already logarithmic, with plain numbers if it is short."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 

@@ -82,7 +82,7 @@ def likelihoods(run: Run) -> list[Measured]:
         match = _LIKELIHOOD.fullmatch(path.stem)
         if match:
             training_step, data, steps, rest = match.groups()
-            record = _read(path)
+            record = _read(path, ("bits_per_dim", "adjusted", "others", "settings"))
             words = (run.name, _step(training_step), data, *rest.split("_"), *_spacing(steps))
             found.append(Measured(path, int(training_step), record["steps"], words, record))
     return found
@@ -96,7 +96,7 @@ def scores(run: Run) -> list[Measured]:
     """
     found = []
     for path in sorted((run.folder / "fid").glob("*.json")):
-        record = _read(path)
+        record = _read(path, ("samples", "preprocessing", "settings", "scores"))
         match = _SAMPLES.fullmatch(Path(record["samples"].replace("\\", "/")).parent.name)
         if match:
             training_step, sampler, steps, rest = match.groups()
@@ -138,8 +138,13 @@ def _spacing(steps: str) -> tuple[str, ...]:
     return ("in sections",) if "-" in steps else ()
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, keys: tuple[str, ...]) -> dict:
+    """A result that has these keys."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise Missing(f"{path} is not whole; measure it again") from None
+    lacking = [key for key in keys if key not in record]
+    if lacking:
+        raise Missing(f"{path} has no {lacking[0]!r}, as of an older version; measure it again")
+    return record
