@@ -93,10 +93,10 @@ def write(stem: Path, figure: Figure, about: str) -> Path:
     Returns:
         Path of the PNG.
     """
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+    with style.context(["default", STYLE]):
         canvas = Canvas(figsize=figure.size, layout="constrained")
         figure.draw(canvas)
         canvas.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
