@@ -18,19 +18,19 @@ VARIANCES = {
 
 
 def terms(runs: list[Run]) -> Figure:
-    """L_t at every step, and the sum up to it, from each run's best evaluation.
+    """L_t at every step, and the sum up to it, from each run's newest evaluation.
 
     Args:
         runs: with several of them, each one's own variance alone is drawn.
 
     Raises:
-        Missing: no run has measured bits/dim.
+        Missing: no run has measured bits/dim with all its steps.
     """
     chosen = [found for found in map(_chosen, runs) if found]
     if not chosen:
         raise Missing(
-            f"{runs[0].folder / 'nll'} holds no bits/dim; measure them with --mode nll "
-            "--config.nll.terms=0"
+            f"{runs[0].folder / 'nll'} holds no bits/dim of all steps; measure them with --mode "
+            "nll --config.nll.terms=0"
         )
     files = tuple(found.path.with_suffix(".npz") for found in chosen)
     names = labels([found.words for found in chosen])
@@ -77,12 +77,15 @@ def terms(runs: list[Run]) -> Figure:
 
 
 def _chosen(run: Run) -> Measured | None:
-    """The evaluation with the most steps; of those, the newest checkpoint, then most terms."""
-    there = [found for found in likelihoods(run) if found.path.with_suffix(".npz").exists()]
+    """An evaluation of all steps: the newest checkpoint's, and of those that with most terms.
+
+    With fewer steps every term is another one, and they are no terms of what was trained.
+    """
+    whole = [found for found in likelihoods(run) if found.steps == run.config.diffusion.T]
+    there = [found for found in whole if found.path.with_suffix(".npz").exists()]
 
     def worth(found: Measured) -> tuple:
-        record = found.record
-        return found.steps, found.training_step, record["terms"], record["draws"]
+        return found.training_step, found.record["terms"], found.record["draws"]
 
     return max(there, key=worth, default=None)
 

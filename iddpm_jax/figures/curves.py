@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from iddpm_jax.figures.drawing import COLOURS, DASHES, WIDTH, Figure, logarithmic
+from iddpm_jax.figures.drawing import COLOURS, DASHES, WIDTH, Figure, logarithmic, shared_legend
 from iddpm_jax.figures.results import Missing, Run
 from iddpm_jax.figures.results import curves as read
 
@@ -53,8 +53,7 @@ def learning_curves(runs: list[Run]) -> Figure:
         panels[1].set_ylabel(r"$L_{\mathrm{vlb}}$ (bits/dim)")
         if sampled:
             _draw_importance(panels[2], found)
-        lines = dict(zip(*reversed(panels[1].get_legend_handles_labels()), strict=True))
-        canvas.legend(lines.values(), lines, loc="outside upper center", ncols=min(len(lines), 6))
+        shared_legend(canvas, panels[1:])
 
     return Figure(numbers, _caption(found, sampled), (WIDTH, 2.8), draw, files)
 
@@ -90,11 +89,11 @@ def _draw_importance(axes, found: dict[str, dict]) -> None:
     for i, (name, columns) in enumerate(found.items()):
         for j, (key, label) in enumerate(IMPORTANCE.items()):
             if key in columns:
-                label = label if len(found) == 1 else f"{label}, {name}"
-                style = {"color": COLOURS[i % 7], "ls": DASHES[j]}
+                alone = len(found) == 1
+                label = label if alone else f"{label}, {name}"
+                style = {"color": COLOURS[4 + j if alone else i % 7], "ls": DASHES[j]}
                 axes.plot(*averaged(columns["step"], columns[key]), label=label, **style)
     axes.set(xlabel="training step", ylabel="share", ylim=(0, 1.02))
-    axes.legend(loc="lower right")
 
 
 def averaged(step: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +124,8 @@ def _caption(found: dict[str, dict], sampled: bool) -> str:
         f"Learning curves (after the paper's figure 6): L_simple, and L_vlb in bits/dim, of the "
         f"training batches, {by}. Both are estimates over evenly drawn t, whatever the sampler of "
         "t. L_vlb of a quarter is T times the mean term in it, so that the four average to the "
-        "whole. Diamonds: bits/dim measured while training, by the running average."
+        "whole. Training never clips the predicted x_0, which evaluation does by default: so its "
+        "L_vlb is the larger. Diamonds: bits/dim measured while training, by the running average."
     )
     if width > 1:
         text += f" A point is the mean of up to {width + 1} rows of metrics.jsonl."

@@ -1,7 +1,7 @@
 """What a figure is, how all of them look, and writing one: PNG, SVG, numbers, caption."""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,3 +143,11 @@ def logarithmic(axes: Any) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(NullLocator())
+
+
+def shared_legend(canvas: Any, panels: Sequence[Any], columns: int | None = None) -> None:
+    """One legend above all panels, where it hides nothing; a label of several panels once."""
+    found = [axes.get_legend_handles_labels() for axes in panels]
+    lines = {label: line for pair in found for line, label in zip(*pair, strict=True)}
+    columns = columns or (len(lines) if len(lines) <= 5 else 4)  # more would not fit
+    canvas.legend(lines.values(), lines, loc="outside upper center", ncols=columns)

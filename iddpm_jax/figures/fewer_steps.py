@@ -14,6 +14,7 @@ from iddpm_jax.figures.drawing import (
     WIDTH,
     Figure,
     logarithmic,
+    shared_legend,
     step_ticks,
 )
 from iddpm_jax.figures.results import Missing, Run, labels, likelihoods
@@ -36,7 +37,7 @@ def bits_per_dim(runs: list[Run]) -> Figure:
     """The bound against the number of steps, under the model's own and the fixed variances.
 
     Args:
-        runs: whose nll/ is read.
+        runs: whose nll/ is read; with several of them, each one's own variance alone is drawn.
 
     Raises:
         Missing: nothing was measured with two numbers of steps.
@@ -49,7 +50,8 @@ def bits_per_dim(runs: list[Run]) -> Figure:
         record = each.record
         own = VARIANCES[record["settings"]["diffusion"]["variance"]]
         bounds = {own: record}
-        bounds |= {VARIANCES[n]: b for n, b in record["others"].items() if n in VARIANCES}
+        if len(runs) == 1:
+            bounds |= {VARIANCES[n]: b for n, b in record["others"].items() if n in VARIANCES}
         for variance, bound in bounds.items():
             point = Point(bound["bits_per_dim"], bound["standard_error"], each.path)
             curves.setdefault((variance, *each.words), {})[each.steps] = point
@@ -65,7 +67,7 @@ def bits_per_dim(runs: list[Run]) -> Figure:
         axes = canvas.subplots()
         _draw_curves(axes, curves, names)
         axes.set_ylabel("bits/dim")
-        axes.legend()
+        shared_legend(canvas, [axes], 3 if len(runs) == 1 else 1)
 
     caption = (
         "Bits/dim against the number of steps of the reverse process (after the paper's section "
@@ -111,9 +113,7 @@ def scores(runs: list[Run]) -> Figure:
             axes.set_title(f"{name} ({better[name]} is better)")
         for axes in places[len(panels) :]:
             axes.set_visible(False)
-        lines = [axes.get_legend_handles_labels() for axes in places]
-        lines = {label: line for pair in lines for line, label in zip(*pair, strict=True)}
-        canvas.legend(lines.values(), lines, loc="outside upper center", ncols=min(len(lines), 4))
+        shared_legend(canvas, places)
 
     caption = (
         "Scores of samples against the number of sampling steps (after the paper's section 4), "
@@ -153,16 +153,18 @@ def _numbers(panels: dict[str, Curves]) -> tuple[dict[str, np.ndarray], dict[tup
 
 def _draw_curves(axes, curves: Curves, names: dict[tuple, str]) -> None:
     """Curves with bars, a little beside each other so that no bar hides another."""
+    every = [steps for curve in curves.values() for steps in curve]
+    apart = (max(every) / min(every)) ** 0.012
     for place, (key, curve) in enumerate(curves.items()):
         i = list(names).index(key)
-        x = np.array(list(curve)) * 1.03 ** (place - (len(curves) - 1) / 2)
+        x = np.array(list(curve)) * apart ** (place - (len(curves) - 1) / 2)
         value, error = ([point[part] for point in curve.values()] for part in (0, 1))
         style = {"color": COLOURS[i % 7], "ls": DASHES[i % 7], "marker": MARKERS[i % 7]}
         axes.errorbar(x, value, error, label=names[key], elinewidth=0.8, **style)
     values = [point.value for curve in curves.values() for point in curve.values()]
     if min(values) > 0 and max(values) > 5 * min(values):
         logarithmic(axes)
-    step_ticks(axes, np.array([steps for curve in curves.values() for steps in curve]))
+    step_ticks(axes, np.array(every))
     axes.set_xlabel("number of steps")
 
 

@@ -50,9 +50,13 @@ def test_several_runs_are_side_by_side(tmp_path):
     assert len(figure.files) == 2
 
 
-def test_no_evaluation_is_said_with_the_command(tmp_path):
-    with pytest.raises(Missing, match="nll holds no bits/dim; measure them with --mode nll"):
-        bound.terms([stored_run(tmp_path / "run")])
+def test_no_evaluation_of_all_steps_is_said_with_the_command(tmp_path):
+    run = stored_run(tmp_path / "run")
+    add_likelihood(run, 10)
+    with pytest.raises(
+        Missing, match="nll holds no bits/dim of all steps; measure them with --mode nll"
+    ):
+        bound.terms([run])
 
 
 def test_broken_table_is_named(tmp_path):
