@@ -65,7 +65,8 @@ def test_every_figure_is_drawn_and_says_where_it_comes_from(cli, tmp_path):
         text = stem.with_suffix(".txt").read_text(encoding="utf-8")
         assert "run: digits 8x8x1, cosine schedule, T = 20" in text and "seed 0" in text
         assert "drawn by iddpm_jax 0.1.0" in text
-    assert "nll/step00000004_digits_test_20steps" in text.replace("fid", "nll") or "fid/" in text
+    text = (run.folder / "figures" / "bound_terms.txt").read_text(encoding="utf-8")
+    assert f"from {run.folder / 'nll'}/step00000004_digits_test_20steps" in text
 
 
 @pytest.mark.slow
