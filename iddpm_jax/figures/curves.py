@@ -125,7 +125,8 @@ def _caption(found: dict[str, dict], sampled: bool) -> str:
         f"training batches, {by}. Both are estimates over evenly drawn t, whatever the sampler of "
         "t. L_vlb of a quarter is T times the mean term in it, so that the four average to the "
         "whole. Training never clips the predicted x_0, which evaluation does by default: its "
-        "L_vlb is mostly the larger. Diamonds: bits/dim measured while training, by the running average."
+        "L_vlb is mostly the larger. Diamonds: bits/dim measured while training, by the running "
+        "average."
     )
     if width > 1:
         text += f" A point is the mean of up to {width + 1} rows of metrics.jsonl."
