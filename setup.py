@@ -48,6 +48,7 @@ EXTRAS_REQUIRE = {
     # ruff stays within one minor version, because each may format differently.
     # shellcheck too: each may find more.
     "test": [
+        "matplotlib>=3.9",  # figures
         "pytest>=8.2",
         "pytest-xdist>=3.6",
         "pyyaml>=6",
@@ -63,6 +64,7 @@ EXTRAS_REQUIRE = {
     "torch": ["torch>=2.10"],  # older ones can be made to run code by a file of weights
     # Preparing public data sets, once: neither reading nor training imports TensorFlow.
     "tf": ["tensorflow>=2.18"],
+    "figures": ["matplotlib>=3.9"],  # --mode figures
     "notebooks": ["notebook>=7", "nbmake>=1.5", "matplotlib>=3.9"],
 }
 

@@ -15,7 +15,7 @@ from iddpm_jax import runtime
 from iddpm_jax.checks import check
 from iddpm_jax.errors import InputError
 
-MODES = ("train", "sample", "nll", "fid", "convert", "data", "plan")
+MODES = ("train", "sample", "nll", "fid", "convert", "data", "figures", "plan")
 PARTS = ("train", "sample", "all")
 """What a plan compiles: the training step, the sampler, or both."""
 
@@ -37,6 +37,7 @@ class Arguments(NamedTuple):
         topology: slice to plan for, such as "v5e:2x2", or None.
         part: of the plan, one of PARTS; None for all.
         statistics: file to write statistics of the data to, or None.
+        others: workdirs whose results are drawn beside this one's.
     """
 
     mode: str
@@ -51,6 +52,7 @@ class Arguments(NamedTuple):
     topology: str | None = None
     part: str | None = None
     statistics: Path | None = None
+    others: tuple[Path, ...] = ()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,6 +84,7 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--samples")
     parser.add_argument("--reference")
     parser.add_argument("--statistics")
+    parser.add_argument("--with", dest="others")
     parser.add_argument("--coordinator")
     parser.add_argument("--num_processes")
     parser.add_argument("--process_id")
@@ -145,6 +148,7 @@ def parse(argv: list[str]) -> Arguments:
         given.topology,
         given.part,
         statistics,
+        _other_workdirs(given),
     )
 
 
@@ -216,6 +220,17 @@ def _check_comparison(given: argparse.Namespace) -> None:
         raise InputError("--samples and --reference are for --mode fid; add it, or leave them out")
     if given.mode != "data" and given.statistics:
         raise InputError("--statistics is for --mode data; add it, or leave it out")
+
+
+def _other_workdirs(given: argparse.Namespace) -> tuple[Path, ...]:
+    """Those that --with names; each holds a run."""
+    if given.others and given.mode != "figures":
+        raise InputError("--with is for --mode figures; add it, or leave it out")
+    others = tuple(Path(name) for name in (given.others or "").split(",") if name)
+    for other in others:
+        if not (other / "config.json").is_file():
+            raise InputError(f"--with {other} holds no run; name workdirs, with commas between")
+    return others
 
 
 def _from_source(source: Path) -> ConfigDict:

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         batches = [config.nll.batch_size, config.train.batch_size // config.train.microbatches]
         if arguments.mode in ("fid", "data"):
             batches.append(config.fid.batch_size)
-        if arguments.mode == "convert":
+        if arguments.mode in ("convert", "figures"):
             batches = [1]  # nothing to share between devices
         if arguments.mode == "plan":
             _plan(arguments)
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             "fid": _fid,
             "convert": _convert,
             "data": _data,
+            "figures": _figures,
         }
         with runtime.join(arguments.cluster) if arguments.cluster else contextlib.nullcontext():
             modes[arguments.mode](arguments)
@@ -229,6 +230,13 @@ def _data(arguments: Arguments) -> None:
         mesh = parallel.make_mesh()
         for line in quality.write_statistics(arguments.config, mesh, arguments.statistics):
             print(line)
+
+
+def _figures(arguments: Arguments) -> None:
+    from iddpm_jax import figures
+
+    for line in figures.draw(arguments.config, arguments.workdir, arguments.others):
+        print(line)
 
 
 def _convert(arguments: Arguments) -> None:

@@ -16,6 +16,8 @@ Modes
   convert weights in files (OpenAI's .pt, or .safetensors) -> workdir, and back
   data    show the data as the network will see them: counts, classes, values, labelled pictures
           in the workdir's data/, images/s; with --statistics, write what fid compares with
+  figures draw the paper's figures from what the workdir holds (PNG, SVG, numbers, captions in
+          its figures/); what is not there yet is left out, with the reason
   plan    what a config would cost on a TPU slice that is not there: memory, FLOPs, step time
 
 Examples
@@ -36,6 +38,9 @@ Examples
     python -m iddpm_jax.main --workdir runs/digits --mode fid --config.sample.count=1000
     python -m iddpm_jax.main --mode fid --samples SAMPLES.npz --reference REFERENCE.npz \\
       --config.fid.neighbours=5
+  The paper's figures for this run, and beside those of another:
+    python -m iddpm_jax.main --workdir runs/digits --mode figures
+    python -m iddpm_jax.main --workdir runs/digits --mode figures --with runs/vlb
   OpenAI's CIFAR-10 model, downloaded before; then sample, nll and train work in its workdir:
     python -m iddpm_jax.main --mode convert --source cifar10_uncond_50M_500K.pt \\
       --config configs/cifar10.py:official --workdir runs/official
@@ -58,7 +63,7 @@ Flags
                holds a run.
   --workdir    folder of the run: its config, checkpoints, curves, samples and results; plan needs
                none
-  --mode       train, sample, nll, fid, convert, data or plan
+  --mode       train, sample, nll, fid, convert, data, figures or plan
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
   --target     convert: a folder to write weights to
   --format     convert: pt (default) or safetensors
@@ -70,6 +75,8 @@ Flags
   --reference  fid: .npz of pictures or statistics, such as guided-diffusion's reference batches, in
                place of the data's training split (config.fid.reference)
   --statistics data: .npz to write the statistics of the data's fid.split to
+  --with       figures: other workdirs, with commas between, whose results are drawn beside this
+               one's
   --topology   plan: chip and shape of the slice, such as v5e:2x2, v6e:4x4, v5p:2x2x2 or v4:2x2x1
   --part       plan: train (the training step), sample (the sampler) or all (default)
   --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)

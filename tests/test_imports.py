@@ -40,6 +40,9 @@ FLOORS = {
 }
 """Floor of every module or folder right below the package."""
 
+LAZY = ("torch", "tensorflow", "tensorflow_datasets", "matplotlib")
+"""Imported inside the functions that need them: not everyone has them, or they are slow."""
+
 FREE_FLOOR = 1
 """The floor whose modules may import each other."""
 
@@ -98,7 +101,7 @@ def violations(file: str, source: str) -> Iterator[str]:
         top, *rest = name.split(".")
         if top == "":
             yield f"{file}: relative import {name}"
-        elif top in ("torch", "tensorflow", "tensorflow_datasets") and on_import:
+        elif top in LAZY and on_import:
             yield f"{file}: {top} outside a function"
         elif top == "flax" and unit != "models":
             yield f"{file}: flax outside models/"

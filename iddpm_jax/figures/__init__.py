@@ -1,0 +1,70 @@
+"""--mode figures: the paper's figures that need no grid of trainings, from a workdir's results."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from iddpm_jax import build
+from iddpm_jax import config as configs
+from iddpm_jax.errors import InputError
+from iddpm_jax.figures import bound, curves, fewer_steps, noise
+from iddpm_jax.figures.captions import about
+from iddpm_jax.figures.drawing import Figure, require_matplotlib, write
+from iddpm_jax.figures.results import Missing, Run
+
+__all__ = ["draw"]
+
+
+def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> Iterator[str]:
+    """Draw every figure whose inputs are there into the workdir's figures/.
+
+    Args:
+        config: of the workdir.
+        workdir: whose results are drawn; it need not hold any.
+        others: workdirs of other runs, whose results are drawn beside them.
+
+    Yields:
+        A line for people per figure: where it is, or why it is left out.
+
+    Raises:
+        InputError: no matplotlib, a folder that cannot be written, or another run without config.
+    """
+    require_matplotlib()
+    model = build.model(config)
+    runs = _runs(config, workdir, others)
+    folder = workdir / "figures"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror})") from None
+    T = config.diffusion.T
+    figures: dict[str, Callable[[], Figure]] = {
+        "beta_tilde": lambda: noise.beta_tilde(T),
+        "bound_terms": lambda: bound.terms(runs),
+        "forward_process": lambda: noise.forward_process(config, model),
+        "alpha_bar": lambda: noise.alpha_bar(T),
+        "learning_curves": lambda: curves.learning_curves(runs),
+        "bits_per_dim_by_steps": lambda: fewer_steps.bits_per_dim(runs),
+        "scores_by_steps": lambda: fewer_steps.scores(runs),
+    }
+    for name, make in figures.items():
+        try:
+            figure = make()
+        except Missing as why:
+            yield f"{name:22} left out: {why}"
+            continue
+        path = write(folder / name, figure, about(runs, figure.files))
+        yield f"{name:22} {path} (.svg, .npz, .txt)"
+
+
+def _runs(config: ConfigDict, workdir: Path, others: tuple[Path, ...]) -> list[Run]:
+    """The runs by short names, each name once."""
+    folders = [workdir, *others]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise InputError("--with names a workdir twice; name each once")
+    loaded = [config, *(configs.load(folder / "config.json") for folder in others)]
+    return [Run(*each) for each in zip(names, folders, loaded, strict=True)]
