@@ -143,6 +143,9 @@ def base() -> ConfigDict:
     c.sample.clip_x_0 = True  # clip predicted images to [-1, 1] at every step
     c.sample.seed = 0  # sample i depends on (seed, i) alone
     c.sample.png = False  # write every image as a PNG of its own as well
+    # Also draw a film of the first samples as they form out of noise, and of the x_0 predicted on
+    # the way
+    c.sample.film = False
 
     c.nll = ConfigDict()
     c.nll.split = "test"

@@ -133,12 +133,14 @@ def _train(arguments: Arguments) -> None:
         return
     [likelihood, *_], [path, *_] = found.values(), paths.values()
     summary = f"{nll_table.summary(likelihood)} in {model.spec.dtype}"
+    shown = "\n               ".join(
+        str(written[k]) for k in ("grid", "npz", "film") if k in written
+    )
     print(
         f"\nTrained to step {int(state.step)} on {jax.devices()[0].platform}.\n"
         f"  bits/dim     {summary}\n"
         f"  terms        {path}\n"
-        f"  samples      {written['grid']}\n"
-        f"               {written['npz']}\n"
+        f"  samples      {shown}\n"
         f"  curves       {workdir / 'progress.csv'}, {workdir / 'metrics.jsonl'}, "
         f"{workdir / 'tensorboard'}\n"
         f"  checkpoints  {workdir / 'checkpoints'}\n"
@@ -155,8 +157,8 @@ def _sample(arguments: Arguments) -> None:
 
 
 def _draw(workdir: Path, run) -> dict[str, Path]:
-    """Draw the samples that are not there yet; all there is."""
-    from iddpm_jax.evaluation import names, samples
+    """Draw the samples that are not there yet, and a film if asked for; all there is."""
+    from iddpm_jax.evaluation import film, names, samples
 
     folder = names.sample_folder(workdir, run)
     try:
@@ -164,7 +166,11 @@ def _draw(workdir: Path, run) -> dict[str, Path]:
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror})") from None
     weights = run.state.weights(run.config.sample.ema_rate)
-    return samples.ensure(folder, run.config, run.model, weights, run.mesh)
+    written = samples.ensure(folder, run.config, run.model, weights, run.mesh)
+    if run.config.sample.film:
+        npz = written["npz"]
+        written["film"] = film.make(npz, run.config, run.model, weights, run.mesh)
+    return written
 
 
 def _nll(arguments: Arguments) -> None:

@@ -31,6 +31,8 @@ Examples
     python -m iddpm_jax.main --workdir runs/digits --mode sample \\
       --config.sample.count=100 --config.sample.classes='(3, 8)' \\
       --config.sample.sampler=ddim --config.sample.steps=25
+  A film of the first samples forming out of noise, film.png beside the grid:
+    python -m iddpm_jax.main --workdir runs/digits --mode sample --config.sample.film=true
   The bound over all T steps, and the same model with 100 steps:
     python -m iddpm_jax.main --workdir runs/digits --mode nll --config.nll.terms=0
     python -m iddpm_jax.main --workdir runs/digits --mode nll --config.nll.steps=100

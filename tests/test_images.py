@@ -8,6 +8,7 @@ from PIL import Image
 
 from iddpm_jax.images import (
     area_average,
+    enlarge,
     grid,
     prepare,
     random_crop,
@@ -160,6 +161,17 @@ def test_random_crop_has_the_size_asked_for(rng, size, smallest, shape):
         np.testing.assert_array_equal(
             random_crop(picture, *shape, smallest, rng), np.full((*shape, 3), 77, np.uint8)
         )
+
+
+@pytest.mark.parametrize("height, width", [(8, 10), (6, 7), (4, 5), (20, 5)])
+def test_enlarging_takes_the_nearest_pixel(rng, height, width):
+    images = rng.integers(0, 256, (3, 4, 5, 3)).astype(np.uint8)
+    large = enlarge(images, height, width)
+    assert large.shape == (3, height, width, 3)
+    for y in range(height):
+        for x in range(width):
+            expected = images[:, y * 4 // height, x * 5 // width]
+            np.testing.assert_array_equal(large[:, y, x], expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -130,6 +130,7 @@ OVERRIDES = [
     ("nan", ["train.learning_rate=nan"], ["train.learning_rate", "finite"]),
     ("inf", ["train.weight_decay=inf"], ["train.weight_decay", "finite"]),
     ("word for bool", ["model.remat=maybe"], ["model.remat", "maybe"]),
+    ("word for film", ["sample.film=often"], ["sample.film", "often"]),
     ("odd widths", ["model.channel_mult=(1,1.5)"], ["channel_mult 1.5", "multiple of 32"]),
     ("word for tuple", ["model.channel_mult=abc"], ["model.channel_mult", "abc"]),
     ("open tuple", ["model.channel_mult=(1,"], ["model.channel_mult"]),

@@ -116,16 +116,18 @@ def sampling_function(
     clip: bool,
     null_class: int | None,
     mesh: Mesh,
+    frames: int = 0,
 ) -> Callable:
     """Compiled sampler of a batch.
 
     Args:
         network, parametrization, image_shape, sampler, clip, mesh: what is compiled in.
         null_class: guide with the prediction for this class; None does not guide.
+        frames: moments on the way to keep, see draw; 0: only the end.
 
     Returns:
         Function (params, process, scalars by name, key), (index [B], classes [B] or None, small
-        images uint8 [B, h, w, C] or None) -> images [B, H, W, C].
+        images uint8 [B, h, w, C] or None) -> images [B, H, W, C], or [B, frames + 1, 2, H, W, C].
     """
     transform = clip_x_0 if clip else None
 
@@ -151,21 +153,18 @@ def sampling_function(
             return guidance.classifier_free(parametrization, *outputs, scalars["guidance"])
 
         start = noise(jnp.int32(process.T))
+        arguments = (denoise, process, parametrization, start, noise)
         if sampler == "ddim":
-            result = samplers.ddim(
-                denoise,
-                process,
-                parametrization,
-                start,
-                noise,
-                eta=scalars["eta"],
-                transform=transform,
-            )
+            eta = scalars["eta"]
+            result = samplers.ddim(*arguments, eta=eta, transform=transform, frames=frames)
         else:
-            result = samplers.ancestral(
-                denoise, process, parametrization, start, noise, transform=transform
-            )
-        return result.x
+            result = samplers.ancestral(*arguments, transform=transform, frames=frames)
+        if not frames:
+            return result.x
+        # No x_0 led to the noise that it starts from: black.
+        way = jnp.stack([result.x_frames, result.x_0_frames], axis=1)
+        first = jnp.stack([start, -jnp.ones_like(start)])[None]
+        return jnp.moveaxis(jnp.concatenate([first, way]), 2, 0)
 
     return map_batch(sample, mesh)
 
@@ -191,6 +190,7 @@ def draw(
     base: Base | None = None,
     start: int = 0,
     progress: bool = True,
+    frames: int = 0,
 ) -> Iterator[np.ndarray]:
     """Draw samples in order; each is the same to the last bit on any number of devices.
 
@@ -208,9 +208,12 @@ def draw(
         base: from base_of, for super-resolution; one sample for each.
         start: number of the first sample that is wanted.
         progress: show a bar, which begins at start.
+        frames: moments on the way to keep, at most the number of steps: evenly spread, the last
+            after the last step, and the noise before the first step as one more.
 
     Yields:
-        uint8 [n, H, W, C], the next samples.
+        uint8 [n, H, W, C], the next samples; with frames, [n, frames + 1, 2, H, W, C], x_t and the
+        x_0 predicted in the step that led to it.
 
     Raises:
         InputError: impossible steps or classes.
@@ -229,6 +232,7 @@ def draw(
         settings.clip_x_0,
         model.num_classes if settings.guidance != 1 else None,
         mesh,
+        frames,
     )
     scalars = {k: np.float32(settings[k]) for k in ("eta", "guidance", "low_res_noise")}
     shared = (params, process, scalars, jax.random.key(settings.seed))

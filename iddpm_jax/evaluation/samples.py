@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from iddpm_jax import build
 from iddpm_jax.evaluation.generate import Base, asked, base_of, draw
 from iddpm_jax.evaluation.parts import Parts, from_main, hashed
-from iddpm_jax.images import grid, write_png
+from iddpm_jax.images import enlarge, grid, write_png
 from iddpm_jax.training.checksum import digest
 from iddpm_jax.training.parallel import is_main_process
 from iddpm_jax.training.state import Params
@@ -100,7 +100,7 @@ def decided_by(config: ConfigDict, model: build.Model, params: Params, base: Bas
     process = model.respaced(config.sample.steps, "sample.steps")
     small = [] if base is None else [a for a in base if a is not None]
     # Paths and rates are names; what they stand for is among the arrays.
-    names = ("count", "batch_size", "png", "base", "ema_rate")
+    names = ("count", "batch_size", "png", "film", "base", "ema_rate")
     found = {
         "sample": {k: v for k, v in config.sample.to_dict().items() if k not in names},
         "network": dataclasses.asdict(model.spec),
@@ -171,15 +171,15 @@ def show(path: Path, classes: np.ndarray | None, base: Base | None, single: bool
         base: the small images they were drawn from, for super-resolution.
         single: one PNG per image as well as the grid.
     """
-    shown = np.stack(list(itertools.islice(_images(path), SHOWN)))
+    shown = np.stack(list(itertools.islice(images_of(path), SHOWN)))
     write_png(path.parent / "grid.png", preview(shown, classes, base))
-    for i, image in enumerate(_images(path) if single else ()):
+    for i, image in enumerate(images_of(path) if single else ()):
         name = f"{i:06d}.png" if classes is None else f"{i:06d}_class{classes[i]}.png"
         write_png(path.parent / "png" / name, image)
 
 
-def _images(path: Path) -> Iterator[np.ndarray]:
-    """The images of a file of samples, one by one."""
+def images_of(path: Path) -> Iterator[np.ndarray]:
+    """The images of a file of samples, uint8 [H, W, C], one by one."""
     with zipfile.ZipFile(path) as file, file.open("arr_0.npy") as member:
         np.lib.format.read_magic(member)
         (count, *shape), _, _ = np.lib.format.read_array_header_1_0(member)
@@ -200,15 +200,15 @@ def preview(images: np.ndarray, classes: np.ndarray | None, base: Base | None) -
     """
     images = images[:SHOWN]
     if base is not None:
-        small = base.images[: len(images)]
-        rows = np.arange(images.shape[1]) * small.shape[1] // images.shape[1]
-        columns = np.arange(images.shape[2]) * small.shape[2] // images.shape[2]
-        pairs = np.stack([small[:, rows][:, :, columns], images], axis=1)
+        small = enlarge(base.images[: len(images)], *images.shape[1:3])
+        pairs = np.stack([small, images], axis=1)
         return grid(pairs.reshape(-1, *images.shape[1:]), 2 * math.ceil(math.sqrt(len(images) / 2)))
-    if classes is not None:
-        classes = classes[: len(images)]
-        columns = len(set(classes))
-        in_turn = np.array_equal(classes[columns:], classes[:-columns])
-        if 1 < columns < len(images) and in_turn:
-            return grid(images, columns)
-    return grid(images)
+    return grid(images, columns_of(None if classes is None else classes[: len(images)]))
+
+
+def columns_of(classes: np.ndarray | None) -> int | None:
+    """How many classes there are, where they come in turn: [0, 1, 2, 0, 1, 2] -> 3; else None."""
+    columns = 0 if classes is None else len(set(classes))
+    if 1 < columns < len(classes) and np.array_equal(classes[columns:], classes[:-columns]):
+        return columns
+    return None
