@@ -48,6 +48,10 @@ EXTRAS_REQUIRE = {
     # ruff stays within one minor version, because each may format differently.
     # shellcheck too: each may find more.
     "test": [
+        "ipykernel>=6.29",  # what runs the notebooks
+        "matplotlib>=3.9",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "pytest>=8.2",
         "pytest-xdist>=3.6",
         "pyyaml>=6",
@@ -63,7 +67,7 @@ EXTRAS_REQUIRE = {
     "torch": ["torch>=2.10"],  # older ones can be made to run code by a file of weights
     # Preparing public data sets, once: neither reading nor training imports TensorFlow.
     "tf": ["tensorflow>=2.18"],
-    "notebooks": ["notebook>=7", "nbmake>=1.5", "matplotlib>=3.9"],
+    "notebooks": ["notebook>=7", "matplotlib>=3.9"],
 }
 
 setup(
