@@ -93,4 +93,4 @@ def test_notebook_is_stored_without_outputs(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_cells_are_short(path):
     cells = json.loads(path.read_text())["cells"]
-    assert max(len(cell["source"]) for cell in cells if cell["cell_type"] == "code") <= 16
+    assert max(len(cell["source"]) for cell in cells if cell["cell_type"] == "code") <= 15
