@@ -48,7 +48,10 @@ EXTRAS_REQUIRE = {
     # ruff stays within one minor version, because each may format differently.
     # shellcheck too: each may find more.
     "test": [
-        "matplotlib>=3.9",  # figures
+        "ipykernel>=6.29",  # what runs the notebooks
+        "matplotlib>=3.9",  # figures, and the notebooks'
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "pytest>=8.2",
         "pytest-xdist>=3.6",
         "pyyaml>=6",
@@ -65,7 +68,7 @@ EXTRAS_REQUIRE = {
     # Preparing public data sets, once: neither reading nor training imports TensorFlow.
     "tf": ["tensorflow>=2.18"],
     "figures": ["matplotlib>=3.9"],  # --mode figures
-    "notebooks": ["notebook>=7", "nbmake>=1.5", "matplotlib>=3.9"],
+    "notebooks": ["notebook>=7", "matplotlib>=3.9"],
 }
 
 setup(
