@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import nbformat
 import pytest
-from conftest import CACHE
 from nbclient import NotebookClient
 from tiny_config import tiny
 
@@ -14,6 +13,7 @@ from iddpm_jax import build, convert
 from iddpm_jax.interop import openai, weights
 from iddpm_jax.training.parallel import make_mesh
 
+CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax"  # of the other tests
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
 
 SMALL = {"model.channel_mult": (1,), "model.attention_resolutions": ()}

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -303,8 +304,9 @@ def _quieten_orbax() -> None:
     """Let a failure be told once, in one line, by who catches it here.
 
     Orbax also logs it from each of its threads, and reads in flight when another fails end, now or
-    later, in exceptions that nobody waits for.
+    later, in exceptions and coroutines that nobody waits for.
     """
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
     logging.getLogger("asyncio").addFilter(
         lambda record: "exception was never retrieved" not in record.getMessage()
