@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from iddpm_jax import build
+from iddpm_jax.errors import InputError
 from iddpm_jax.evaluation import inception, reference, small_network
 from iddpm_jax.evaluation.features import FeatureNetwork, Features, extract
 from iddpm_jax.evaluation.fid import statistics
@@ -109,9 +110,10 @@ def measure(
         Lines for people; none beside the main process.
 
     Raises:
-        InputError: pictures that the network cannot take, or too few.
+        InputError: pictures that the network cannot take, too few, or nowhere to write.
     """
     settings = config.fid
+    _make_folder(folder)
     sides, parts = [], []
     for role, subject in (("samples", samples), ("reference", reference_)):
         parts.append(_parts(folder, role, config, network, subject))
@@ -133,7 +135,6 @@ def measure(
         "preprocessing": _preprocessing(config),
         "settings": chosen._asdict(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     record = {**about, "scores": [score._asdict() for score in found]}
     path.write_text(json.dumps(record, indent=1) + "\n")
     lines = [*table(about, found), f"scores      {path}"]
@@ -156,9 +157,13 @@ def write_statistics(config: ConfigDict, mesh: Mesh, path: Path) -> list[str]:
 
     Returns:
         Lines for people.
+
+    Raises:
+        InputError: no such data, or nowhere to write.
     """
     subject = of_data(config)
     network = network_of(config)
+    _make_folder(path.parent)
     parts = _parts(path.parent, "statistics", config, network, subject)
     features = _side(config, network, subject, mesh, parts).features
     if not is_main_process():
@@ -229,6 +234,14 @@ def _side(
         size = config.fid.batch_size
         features = extract(network, subject.read, subject.count, mesh, size, parts=parts)
     return side(features, subject.saved)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder for results, or features might be made for nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror})") from None
 
 
 def _word(text: str) -> str:

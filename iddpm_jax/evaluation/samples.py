@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import numpy as np
@@ -63,18 +64,17 @@ def ensure(
     made_by = decided_by(config, model, params, base)
     path = folder / f"samples_{'x'.join(map(str, (count, *model.image_shape)))}.npz"
     if from_main(is_main_process() and _made_by(path) == made_by):
-        print(f"{path} is there already")
+        _say(f"{path} is there already")
     else:
         parts = Parts(folder / "parts", made_by)
         if parts.done:
-            print(f"{min(parts.done, count)} of {count} samples are there; drawing the others")
+            _say(f"{min(parts.done, count)} of {count} samples are there; drawing the others")
         drawn = draw(config, model, params, mesh, base, parts.done, progress)
         try:
             parts.extend(({"images": images} for images in drawn), part_seconds)
         except KeyboardInterrupt:
             kept = f"{parts.done} of {count} samples are kept"
-            if is_main_process():
-                print(f"\n{kept}; the same command goes on after them", file=sys.stderr)
+            _say(f"\n{kept}; the same command goes on after them", sys.stderr)
             raise
         if is_main_process():
             write(path, (part["images"] for part in parts), count, classes, made_by)
@@ -84,6 +84,12 @@ def ensure(
     from_main(0)  # other processes may read it next
     png = {"png": folder / "png"} if config.sample.png else {}
     return {"npz": path, "grid": folder / "grid.png", **png}
+
+
+def _say(line: str, file: TextIO | None = None) -> None:
+    """Print in the main process alone."""
+    if is_main_process():
+        print(line, file=file)
 
 
 def decided_by(config: ConfigDict, model: build.Model, params: Params, base: Base | None) -> dict:

@@ -45,19 +45,6 @@ def shuffled_splits(count: int, number: int, seed: int) -> list[np.ndarray]:
     return [order[i * count // number : (i + 1) * count // number] for i in range(number)]
 
 
-def splits_in_order(count: int, size: int) -> list[np.ndarray]:
-    """Parts of consecutive images, as guided-diffusion's evaluator has them (size 5000).
-
-    Args:
-        count: number of images.
-        size: of a part; the last may be smaller.
-
-    Returns:
-        Indices of each part.
-    """
-    return [np.arange(i, min(i + size, count)) for i in range(0, count, size)]
-
-
 def inception_scores(logits: np.ndarray, splits: Iterable[np.ndarray]) -> np.ndarray:
     """exp E[KL(p(y|x) | p(y))], each part with a p(y) of its own.
 

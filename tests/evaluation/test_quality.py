@@ -131,6 +131,12 @@ def test_what_cannot_be_compared_is_refused(cli, files, samples, reference, flag
     assert_refused(cli, ("--mode", "fid", *pair, *digits, *flags), *words)
 
 
+def test_results_that_cannot_be_written_are_refused_before_features_are_made(cli, files, tmp_path):
+    (tmp_path / "fid").write_text("in the way")
+    pair = ("--samples", files("test"), "--reference", files("test"), "--workdir", tmp_path)
+    assert_refused(cli, ("--mode", "fid", *pair, *DIGITS), str(tmp_path / "fid"), "written")
+
+
 def test_statistics_of_another_network_are_refused(cli, files, tmp_path):
     stored = tmp_path / "other.npz"
     np.savez(stored, mu=np.zeros(4), sigma=np.eye(4), network="emoji")
