@@ -57,9 +57,9 @@ class Model:
         """Whether the network is told the class."""
         return self.spec.num_classes > 0
 
-    def respaced(self, steps: str, key: str) -> Process:
-        """The process with fewer steps, as the config key of this name asks."""
-        return _explained(key, lambda: respace(self.betas, steps, self.rescale_timesteps))
+    def respaced(self, steps: str, key: str, skip: float = 0.0) -> Process:
+        """The process with fewer steps, as the config key of this name asks, less a share."""
+        return _explained(key, lambda: respace(self.betas, steps, self.rescale_timesteps, skip))
 
 
 def _explained(key: str, make: Callable[[], Built]) -> Built:

@@ -14,6 +14,7 @@ _CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "train.learning_rate_decay": ("constant", "linear"),
     "sample.sampler": ("ancestral", "ddim"),
+    "sample.variance": ("", "fixed_small", "fixed_large"),
     "sample.class_choice": ("balanced", "random"),
     "nll.split": ("train", "test"),
     "fid.split": ("train", "test"),
@@ -76,7 +77,8 @@ def check(config: ConfigDict) -> None:
             raise InputError(f"{key} is {values[key]}; it must lie from 0 to 2**32 - 1")
     for key, allowed in _CHOICES.items():
         if values[key] not in allowed:
-            raise InputError(f"{key} is {values[key]!r}; use one of {', '.join(allowed)}")
+            words = ", ".join(word or repr(word) for word in allowed)
+            raise InputError(f"{key} is {values[key]!r}; use one of {words}")
     for key, least in _AT_LEAST.items():
         if not values[key] >= least:
             raise InputError(f"{key} is {values[key]}; it must be at least {least}")
@@ -111,6 +113,16 @@ def _check_together(config: ConfigDict) -> None:
         raise InputError(
             f"data.image_shape is {tuple(shape)}; give height, width and channels, such as "
             "(32, 32, 3), or () for the data's own"
+        )
+    if not 0 <= config.sample.skip < 1:
+        raise InputError(
+            f"sample.skip is {config.sample.skip}; it must be at least 0 and below 1, the share of "
+            "the sampling steps that is left out"
+        )
+    if config.sample.variance and config.sample.sampler == "ddim":
+        raise InputError(
+            f"sample.variance is {config.sample.variance}, but DDIM (sample.sampler) has a "
+            "variance of its own (sample.eta); leave out one of them"
         )
     if model.label_dropout and not model.class_conditional:
         raise InputError(

@@ -127,7 +127,11 @@ def base() -> ConfigDict:
     c.sample = ConfigDict()
     c.sample.count = 64  # images; under super-resolution every image of sample.base counts
     c.sample.steps = "250"  # "" for all T, "250", "10,15,20" per section, or "ddim50"
+    # Share of these steps left out where the reverse process begins: it starts from N(0, I) at the
+    # step reached, which loses little with the linear schedule (section 3.2)
+    c.sample.skip = 0.0
     c.sample.sampler = "ancestral"  # or "ddim"
+    c.sample.variance = ""  # "fixed_small" or "fixed_large" in place of the model's own (ancestral)
     c.sample.eta = 0.0  # noise in DDIM: 0 none, 1 as much as ancestral
     c.sample.classes = ()  # classes to choose from, such as (0, 3, 3); (): all there are
     c.sample.class_choice = "balanced"  # take the classes in turn; or "random": draw them

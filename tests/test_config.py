@@ -174,6 +174,7 @@ def test_unknown_word_is_refused_by_name(key):
         ("model.dtype", ("auto", "float32", "bfloat16", "float16")),
         ("train.learning_rate_decay", ("constant", "linear")),
         ("sample.sampler", ("ancestral", "ddim")),
+        ("sample.variance", ("", "fixed_small", "fixed_large")),
         ("sample.class_choice", ("balanced", "random")),
         ("nll.split", ("train", "test")),
         ("fid.split", ("train", "test")),
@@ -201,6 +202,11 @@ def test_closed_words_take_their_words_and_no_other(key, legal):
         ({"model__channel_mult": ()}, ["model.channel_mult"]),
         ({"model__channel_mult": (1, 0)}, ["model.channel_mult", "above 0"]),
         ({"sample__ema_rate": 0.5}, ["sample.ema_rate is 0.5", "0.9999", "train.ema_rates"]),
+        ({"sample__skip": 1.0}, ["sample.skip is 1.0", "below 1"]),
+        (
+            {"sample__variance": "fixed_large", "sample__sampler": "ddim"},
+            ["sample.variance", "DDIM", "sample.eta"],
+        ),
         ({"nll__ema_rate": 0.5}, ["nll.ema_rate is 0.5", "0.9999", "train.ema_rates"]),
     ],
 )

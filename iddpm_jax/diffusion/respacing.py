@@ -72,6 +72,27 @@ def _sections(T: int, counts: list[int]) -> np.ndarray:
     return np.array(sorted(set(steps)), dtype=np.int64)
 
 
+def skip_beginning(timesteps: np.ndarray, skip: float) -> np.ndarray:
+    """Leave out the noisiest steps, with which the reverse process begins.
+
+    Nichol & Dhariwal 2021, section 3.2: with the linear schedule a prefix of the reverse process
+    does hardly anything. Sampling then starts from N(0, I) at the noisiest step that is left.
+
+    Args:
+        timesteps: kept indices, ascending [K].
+        skip: share of them to leave out, rounded to whole steps; at least one step stays.
+
+    Returns:
+        The first of them, ascending.
+
+    Raises:
+        ValueError: skip outside [0, 1).
+    """
+    if not 0 <= skip < 1:
+        raise ValueError(f"skip is {skip}; it must be at least 0 and below 1")
+    return timesteps[: max(1, len(timesteps) - round(skip * len(timesteps)))]
+
+
 def respaced_betas(betas: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
     """Betas of the process that visits only the given steps: 1 - alpha_bar_i / alpha_bar_previous.
 
@@ -89,7 +110,10 @@ def respaced_betas(betas: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
 
 
 def respace(
-    betas: np.ndarray, spec: str | Sequence[int] | np.ndarray, rescale_timesteps: bool = False
+    betas: np.ndarray,
+    spec: str | Sequence[int] | np.ndarray,
+    rescale_timesteps: bool = False,
+    skip: float = 0.0,
 ) -> Process:
     """The Process that visits the steps of a spec, and feeds the network their original time.
 
@@ -100,12 +124,14 @@ def respace(
         betas: of the original process [T], float64.
         spec: see space_timesteps; or a numpy array of the very indices to keep.
         rescale_timesteps: feed the network t * 1000 / T as a float.
+        skip: see skip_beginning; the steps that are left are those of the process without it.
 
     Returns:
         Process with as many steps as are kept.
 
     Raises:
-        ValueError: impossible spec, indices that do not ascend within [0, T), or no step kept.
+        ValueError: impossible spec, indices that do not ascend within [0, T), no step kept, or skip
+            outside [0, 1).
     """
     T = len(betas)
     steps = spec if isinstance(spec, np.ndarray) else space_timesteps(T, spec)
@@ -113,4 +139,5 @@ def respace(
         raise ValueError(f"steps {spec!r} keeps no step of {T}")
     if steps[0] < 0 or steps[-1] >= T or (np.diff(steps) <= 0).any():
         raise ValueError(f"steps must ascend within 0 to {T - 1}, got {steps.tolist()}")
+    steps = skip_beginning(steps, skip)
     return make_process(respaced_betas(betas, steps), steps, T, rescale_timesteps)

@@ -19,6 +19,7 @@ from iddpm_jax.diffusion.reverse import (
     X0Transform,
     clip_x_0,
     p_mean_variance,
+    with_variance,
 )
 
 Network = Callable[[jax.Array, jax.Array], jax.Array]
@@ -71,6 +72,7 @@ def ancestral(
     noise: Noise,
     *,
     steps: jax.Array | int | None = None,
+    variance: str | None = None,
     transform: X0Transform | None = clip_x_0,
     cond_fn: CondFn | None = None,
     frames: int = 0,
@@ -88,6 +90,7 @@ def ancestral(
         noise: noise of each step; the one at t = 0 is not used.
         steps: how many steps to run, ending at t = 0; all T by default. Fewer starts from a less
             noisy x.
+        variance: "fixed_small" or "fixed_large" in place of the parametrization's own.
         transform: applied to every predicted x_0.
         cond_fn: gradient of a classifier's log-probability; None for no classifier guidance.
         frames: number of snapshots to keep, at most the number of steps; evenly spread, the last
@@ -99,6 +102,8 @@ def ancestral(
 
     def step(x: jax.Array, t: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         reverse = predict(network, process, parametrization, x, t, transform)
+        if variance is not None:
+            reverse = with_variance(process, reverse, variance, t)
         if cond_fn is not None:
             reverse = shift_mean(reverse, cond_fn(x, model_t(process, t)))
         return draw(reverse, index, noise(index)), reverse.x_0

@@ -68,7 +68,7 @@ def make(
     # As many at a time as samples.ensure, for the same bits, unless that takes memory for nothing.
     few.sample.batch_size = min(config.sample.batch_size, shown)
     base = base and base.first(shown)
-    process = model.respaced(config.sample.steps, "sample.steps")
+    process = model.respaced(config.sample.steps, "sample.steps", config.sample.skip)
     frames = min(FRAMES, process.T)
     drawn = draw(few, model, params, mesh, base, progress=progress, frames=frames)
     ways = np.concatenate(list(drawn))

@@ -117,6 +117,7 @@ def sampling_function(
     null_class: int | None,
     mesh: Mesh,
     frames: int = 0,
+    variance: str | None = None,
 ) -> Callable:
     """Compiled sampler of a batch.
 
@@ -158,7 +159,9 @@ def sampling_function(
             eta = scalars["eta"]
             result = samplers.ddim(*arguments, eta=eta, transform=transform, frames=frames)
         else:
-            result = samplers.ancestral(*arguments, transform=transform, frames=frames)
+            result = samplers.ancestral(
+                *arguments, variance=variance, transform=transform, frames=frames
+            )
         if not frames:
             return result.x
         # No x_0 led to the noise that it starts from: black.
@@ -220,7 +223,7 @@ def draw(
         DivergedError: a sample is not finite.
     """
     settings = config.sample
-    process = model.respaced(settings.steps, "sample.steps")
+    process = model.respaced(settings.steps, "sample.steps", settings.skip)
     count, classes = asked(config, model, base)
     if start >= count:
         return
@@ -233,6 +236,7 @@ def draw(
         model.num_classes if settings.guidance != 1 else None,
         mesh,
         frames,
+        settings.variance or None,
     )
     scalars = {k: np.float32(settings[k]) for k in ("eta", "guidance", "low_res_noise")}
     shared = (params, process, scalars, jax.random.key(settings.seed))

@@ -14,6 +14,8 @@ def sample_folder(workdir: Path, run: Run) -> Path:
     s, T = run.config.sample, run.config.diffusion.T
     parts = [f"step{int(run.state.step):08d}", s.sampler, s.steps or str(T)]
     parts += [f"eta{s.eta:g}"] if s.sampler == "ddim" else []
+    parts += [f"skip{s.skip:g}"] if s.skip else []
+    parts += [s.variance.replace("_", "-")] if s.variance else []  # "_" separates words
     if s.classes:
         classes = "-".join(map(str, s.classes))
         # File systems have no room for long names.

@@ -103,14 +103,15 @@ def decided_by(config: ConfigDict, model: build.Model, params: Params, base: Bas
         params: the weights.
         base: the small images of super-resolution.
     """
-    process = model.respaced(config.sample.steps, "sample.steps")
+    process = model.respaced(config.sample.steps, "sample.steps", config.sample.skip)
     small = [] if base is None else [a for a in base if a is not None]
-    # Paths and rates are names; what they stand for is among the arrays.
-    names = ("count", "batch_size", "png", "film", "base", "ema_rate")
+    # Paths, rates, skip and variance are names; what they stand for is among the others.
+    names = ("count", "batch_size", "png", "film", "base", "ema_rate", "skip", "variance")
+    variance = config.sample.variance or model.parametrization.variance
     found = {
         "sample": {k: v for k, v in config.sample.to_dict().items() if k not in names},
         "network": dataclasses.asdict(model.spec),
-        "parametrization": dataclasses.asdict(model.parametrization),
+        "parametrization": {"mean": model.parametrization.mean, "variance": variance},
         "image_shape": model.image_shape,
         "weights": digest(params),
         "process": hashed(*jax.tree.leaves(process)),

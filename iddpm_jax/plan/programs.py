@@ -89,7 +89,7 @@ def sample_program(
     """The sampler of sample.batch_size images on each device; arguments as train_program."""
     settings, shared = config.sample, parallel.replicated(mesh)
     count, split = settings.batch_size * mesh.size, parallel.batch_sharding(mesh)
-    process = model.respaced(settings.steps, "sample.steps")
+    process = model.respaced(settings.steps, "sample.steps", settings.skip)
     key = jax.eval_shape(lambda: jax.random.key(0))
     scalars = dict.fromkeys(("eta", "guidance", "low_res_noise"), np.float32(0))
     y = _abstract((count,), jnp.int32, split) if model.class_conditional else None
@@ -106,6 +106,7 @@ def sample_program(
         settings.clip_x_0,
         model.num_classes if settings.guidance != 1 else None,
         mesh,
+        variance=settings.variance or None,
     )
     passes = 2 if settings.guidance != 1 else 1
     return Program("sample", function, arguments, process.T, count, passes)

@@ -7,7 +7,12 @@ from golden_cases import EXACT, assert_close, cases, load
 from toy_model import TABLES
 
 from iddpm_jax.diffusion.process import coefficients
-from iddpm_jax.diffusion.respacing import respace, respaced_betas, space_timesteps
+from iddpm_jax.diffusion.respacing import (
+    respace,
+    respaced_betas,
+    skip_beginning,
+    space_timesteps,
+)
 from iddpm_jax.diffusion.reverse import Parametrization
 from iddpm_jax.diffusion.samplers import ancestral, ddim
 from iddpm_jax.diffusion.schedules import make_betas
@@ -123,3 +128,31 @@ def test_process_of_one_step_works(step):
 def test_impossible_choice_says_why(spec, message):
     with pytest.raises(ValueError, match=message):
         respace(make_betas("linear", 40), spec)
+
+
+@pytest.mark.parametrize(
+    "count, skip, left", [(10, 0.0, 10), (10, 0.2, 8), (10, 0.55, 4), (3, 0.3, 2), (5, 0.99, 1)]
+)
+def test_beginning_that_is_skipped_is_a_share_of_the_steps(count, skip, left):
+    np.testing.assert_array_equal(skip_beginning(7 * np.arange(count), skip), 7 * np.arange(left))
+
+
+@pytest.mark.parametrize("skip", [-0.1, 1.0, float("nan")])
+def test_skipping_less_than_nothing_or_all_is_refused(skip):
+    with pytest.raises(ValueError, match="skip is"):
+        skip_beginning(np.arange(10), skip)
+
+
+def test_process_without_its_beginning_has_the_same_steps():
+    """All tables of the steps that are left, but for what lies beyond the last."""
+    betas = make_betas("linear", 400)
+    whole = respace(betas, "40", rescale_timesteps=True)
+    part = respace(betas, "40", rescale_timesteps=True, skip=0.25)
+    assert part.T == 30
+    for name, table in vars(part).items():
+        beyond = name.endswith("_next")
+        left = slice(None, 29 if beyond else 30)
+        np.testing.assert_array_equal(table[left], getattr(whole, name)[left], err_msg=name)
+    np.testing.assert_array_equal(part.model_t, part.timesteps * np.float32(2.5))
+    for name, table in vars(respace(betas, "40", True, skip=0.0)).items():
+        np.testing.assert_array_equal(table, getattr(whole, name), err_msg=name)

@@ -200,6 +200,23 @@ def test_ancestral_with_fixed_variance_returns_the_data(variance):
     np.testing.assert_allclose(expected, [MEAN, STD**2], rtol=0.09)
 
 
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_fixed_variance_in_place_of_a_learned_one_is_that_of_a_model_with_it(variance):
+    """The mean's part is the same; a learned variance of e^4 would be seen."""
+    process = respace(BETAS, "20")
+
+    def learned(x, model_t):
+        return jnp.concatenate([_best_network(x, model_t), jnp.full_like(x, 4.0)], axis=-1)
+
+    x, noise = _start_and_noise(process)
+    arguments = (x[:2], lambda t: noise(t)[:2])
+    got = ancestral(
+        learned, process, Parametrization("eps", "learned"), *arguments, variance=variance
+    )
+    own = ancestral(_best_network, process, Parametrization("eps", variance), *arguments)
+    np.testing.assert_allclose(got.x, own.x, atol=1e-5)
+
+
 _ddim = jax.jit(
     lambda process, x, eta: (
         ddim(

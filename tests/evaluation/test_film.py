@@ -77,14 +77,14 @@ def assert_close(a, b, levels):
     assert np.abs(a.astype(np.float64) - b).max() <= levels
 
 
-def by_hand(model, classes, seed=0):
-    """x_t and x_0 of every step of DDIM in float64: two lists of [N, 8, 8, 1], x_T first."""
+def by_hand(model, classes, seed=0, steps=STEPS):
+    """x_t and x_0 of the last steps of DDIM in float64: two lists of [N, 8, 8, 1], x_T first."""
     key = jax.random.key(seed)
-    keys = [jax.random.fold_in(jax.random.fold_in(key, i), STEPS) for i in range(len(classes))]
+    keys = [jax.random.fold_in(jax.random.fold_in(key, i), steps) for i in range(len(classes))]
     x = np.stack([np.asarray(jax.random.normal(k, (8, 8, 1)), np.float64) for k in keys])
     bar = np.asarray(model.respaced(str(STEPS), "").alpha_bar, np.float64)
     found, predicted = [x], []
-    for t in reversed(range(STEPS)):
+    for t in reversed(range(steps)):
         eps = 0.5 * x + 0.1 * np.asarray(classes)[:, None, None, None]
         x_0 = np.clip((x - np.sqrt(1 - bar[t]) * eps) / np.sqrt(bar[t]), -1, 1)
         eps = (x - np.sqrt(bar[t]) * x_0) / np.sqrt(1 - bar[t])
@@ -125,6 +125,7 @@ def test_frames_lead_from_noise_to_the_samples_on_disk(tmp_path):
         {"sample__sampler": "ddim", "sample__eta": 0.5},
         {"sample__guidance": 2.0, "model__label_dropout": 0.1},
         {"sample__steps": "", "sample__clip_x_0": False},
+        {"sample__variance": "fixed_large"},
     ],
 )
 def test_film_ends_at_the_samples_by_its_own_arithmetic(changes):
@@ -137,6 +138,18 @@ def test_film_ends_at_the_samples_by_its_own_arithmetic(changes):
     assert ways.shape == (8, STEPS + 1, 2, 8, 8, 1) and ways.dtype == np.uint8
     assert_close(ways[:, -1, 0], images, 1)
     assert (ways[:, 0, 0] != images).mean() > 0.5
+
+
+@pytest.mark.slow
+def test_film_of_a_skipped_beginning_starts_from_noise_at_the_step_reached():
+    config = tiny(sample__skip=0.4, sample__sampler="ddim", sample__count=2)
+    (model, params), mesh = formula(config), make_mesh(jax.devices()[:2])
+    [way] = draw(config, model, params, mesh, progress=False, frames=3)
+    x_t, x_0 = by_hand(model, [0, 1], steps=3)
+    assert_close(way[:, :, 0], np.clip(127.5 * (np.stack(x_t, 1) + 1), 0, 255), 1)
+    assert_close(way[:, 1:, 1], 127.5 * (np.stack(x_0, 1) + 1), 1)
+    process = model.respaced("5", "sample.steps", 0.4)
+    assert film.times_of(np.asarray(process.timesteps), 3) == [11, 6, 1, 0]
 
 
 @pytest.mark.slow

@@ -103,6 +103,7 @@ def test_all_that_decides_a_sample_is_told_apart():
             {"sample__count": 50, "sample__batch_size": 3, "sample__png": True},
             {"sample__film": True},
             {"nll__seed": 4, "sample__ema_rate": 0.5},  # the weights speak for themselves
+            {"sample__skip": 0.05},  # less than half of one step of five
         )
     ]
     assert all(made_by == same[0] for made_by in same)
@@ -121,6 +122,8 @@ def test_all_that_decides_a_sample_is_told_apart():
                 "guidance": 2.0,
                 "low_res_noise": 0.1,
                 "clip_x_0": False,
+                "skip": 0.4,
+                "variance": "fixed_large",
             }.items()
         ),
         *(decided_by(tiny(), m, params, None) for m in (linear, wide)),
