@@ -36,6 +36,7 @@ FLOORS = {
     "figures": 4,
     "plan": 4,
     "main": 5,
+    "reproduce": 6,
     "__main__": 5,
 }
 """Floor of every module or folder right below the package."""
