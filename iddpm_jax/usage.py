@@ -50,9 +50,11 @@ Examples
     python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights
     python -m iddpm_jax.main --mode convert --workdir runs/digits --target weights \\
       --format safetensors
-  A look at your own pictures before training on them; CIFAR-10, once, to train on it:
-    python -m iddpm_jax.main --config configs/emoji.py --workdir runs/mine --mode data \\
-      --config.data.name=folder:PATH --config.data.image_shape='(32, 32, 3)'
+  A look at your own pictures, and training on them; CIFAR-10, once, to train on it:
+    python -m iddpm_jax.main --config configs/folder.py --workdir runs/mine --mode data \\
+      --config.data.name=folder:PATH
+    python -m iddpm_jax.main --config configs/folder.py --workdir runs/mine \\
+      --config.data.name=folder:PATH
     python -m iddpm_jax.data.cifar10 --download
   A cascade: the samples of one model, enlarged by a super-resolution model:
     python -m iddpm_jax.main --workdir runs/large --mode sample --base SAMPLES.npz

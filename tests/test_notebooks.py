@@ -38,6 +38,21 @@ PARAMETERS = {
     },
     "few_step_sampling": {"workdir": "digits", "counts": [2, 3], "samples": 20, "batch_size": 10},
     "inpainting": {"workdir": "digits", "steps": "4"},
+    "official_weights": {
+        "workdir": "official",
+        "small": [f"--config.{key}={value}" for key, value in {**SMALL, "model.width": 32}.items()],
+        "overrides": ["--config.sample.count=2", "--config.sample.steps=3", "--config.nll.terms=2"],
+        "images": 2,
+    },
+    "interpolation": {
+        "workdir": "interpolation",
+        "overrides": [
+            f"--config.{key}={value}"
+            for key, value in {**SMALL, "diffusion.T": 100, "train.steps": 4}.items()
+        ],
+        "counts": [3, 4],
+        "pictures": 6,
+    },
 }
 """What each notebook is given in place of its cell tagged "parameters"; workdirs are the test's."""
 
@@ -88,6 +103,15 @@ def test_notebook_runs_to_its_end(path, runs, monkeypatch, tmp_path):
 def test_notebook_is_stored_without_outputs(path):
     cells = json.loads(path.read_text())["cells"]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_first_code_cell_installs_the_package_where_it_is_missing(path):
+    cells = json.loads(path.read_text())["cells"]
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    known = json.loads((path.parent / "quickstart.ipynb").read_text())["cells"][1]
+    assert first["id"] == "install" and first["source"] == known["source"]
+    assert 'find_spec("iddpm_jax") is None' in "".join(first["source"])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

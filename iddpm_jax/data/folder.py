@@ -111,7 +111,10 @@ def load(
     pictures.check_channels(image_shape)
     root = Path(address).expanduser()
     if not root.is_dir():
-        raise InputError(f"there is no folder {root}; give a folder of pictures")
+        raise InputError(
+            f"there is no folder {root.absolute()}; give a folder of pictures, as in "
+            "--config.data.name=folder:PATH"
+        )
     train, test = root / "train", _test_folder(root)
     if train.is_dir() and test is not None:
         listing, root = _scan(train, labels), train

@@ -37,7 +37,8 @@ def check_batch_size(source: Source, batch_size: int) -> None:
     """
     if len(source) < batch_size:
         raise InputError(
-            f"train.batch_size {batch_size} is more than the {len(source)} images there are"
+            f"train.batch_size {batch_size} is more than the {len(source)} images there are for "
+            f"training; give more pictures, or --config.train.batch_size={len(source)} or less"
         )
 
 
