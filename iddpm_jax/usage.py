@@ -16,9 +16,8 @@ Modes
   convert weights in files (OpenAI's .pt, or .safetensors) -> workdir, and back
   data    show the data as the network will see them: counts, classes, values, labelled pictures
           in the workdir's data/, images/s; with --statistics, write what fid compares with
-  gradients
-          how noisy the gradients of L_simple, L_hybrid and L_vlb are at every checkpoint that is
-          kept, with t drawn evenly and by importance
+  gradients how noisy the gradients of L_simple, L_hybrid and L_vlb are at each checkpoint kept,
+          with t drawn evenly and by importance
   figures draw the paper's figures from what the workdir holds (PNG, SVG, numbers, captions in
           its figures/); what is not there yet is left out, with the reason
   plan    what a config would cost on a TPU slice that is not there: memory, FLOPs, step time
