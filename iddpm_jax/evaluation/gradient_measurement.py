@@ -1,6 +1,5 @@
 """How noisy the gradient of each objective is at a checkpoint of a run (section 3.3)."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -33,6 +32,7 @@ from iddpm_jax.training.step import StepSettings, draw_examples, make_loss
 SAMPLERS = ("uniform", "importance")
 
 Batch = dict[str, jax.Array]
+Histories = dict[str, importance.History]
 
 
 class Row(NamedTuple):
@@ -97,27 +97,32 @@ def gradient_program(
 
 
 def history_program(
-    model: build.Model, objective: Objective, settings: StepSettings, mesh: Mesh
+    model: build.Model, objectives: list[Objective], settings: StepSettings, mesh: Mesh
 ) -> Callable:
     """The compiled function that takes in the losses of a batch at given steps.
 
     Args:
-        model, objective, settings, mesh: see gradient_program.
+        model, settings, mesh: see gradient_program.
+        objectives: each has a history of its own; they share the network's outputs.
 
     Returns:
-        Function (params, history, t [B], key, batch) -> history.
+        Function (params, histories by objective, t [B], key, batch) -> histories.
     """
-    loss = make_loss(model.network, model.process, model.parametrization, objective)
-    each = map_batch(lambda params, examples: loss(params, examples)[1].loss, mesh)
+    T = model.process.T
+    loss = make_loss(model.network, model.process, model.parametrization, objectives[0])
+    each = map_batch(lambda params, examples: loss(params, examples)[1], mesh)
 
     def take_in(
-        params: Params, history: importance.History, t: jax.Array, key: jax.Array, batch: Batch
-    ) -> importance.History:
+        params: Params, histories: Histories, t: jax.Array, key: jax.Array, batch: Batch
+    ) -> Histories:
         def draw_t(_: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
             return t, jnp.ones((count,), jnp.float32)
 
-        examples = draw_examples(model.process, settings, mesh, key, batch, draw_t)
-        return importance.update(history, t, each(params, examples))
+        found = each(params, draw_examples(model.process, settings, mesh, key, batch, draw_t))
+        return {
+            o.name: importance.update(histories[o.name], t, o.of(found.l_simple, found.l_t, T))
+            for o in objectives
+        }
 
     return jax.jit(take_in, out_shardings=replicated(mesh))
 
@@ -147,7 +152,9 @@ class Measurement:
         step = step_settings(config, model)
         objectives = [Objective(name, config.loss.vlb_weight) for name in objectives_of(model)]
         self._gradient = {o.name: gradient_program(model, o, step, mesh) for o in objectives}
-        self._history = {o.name: history_program(model, o, step, mesh) for o in objectives}
+        sampled = [o for o in objectives if o.name != "l_simple"]
+        self._sampled = [o.name for o in sampled]
+        self._take_in = history_program(model, sampled, step, mesh)
 
     def rows(self, state: TrainState, describe: str, progress: bool = True) -> Iterator[Row]:
         """Measure every objective with t drawn evenly, and those with the bound by importance.
@@ -161,30 +168,31 @@ class Measurement:
             progress: show a bar.
         """
         T = self._model.process.T
-        plan = [(name, "uniform") for name in self._gradient]
-        plan += [(name, "importance") for name in self._gradient if name != "l_simple"]
-        fills = [name for name, t in plan if t == "importance" and not self._own(state, name)]
-        images = len(plan) * self.settings.batches * self.settings.batch_size
-        images += len(fills) * self._fill_batches * self.settings.batch_size
+        drawn = {
+            name: SAMPLERS if name in self._sampled else ("uniform",) for name in self._gradient
+        }
+        plan = [(name, timesteps) for name, each in drawn.items() for timesteps in each]
+        own = [name for name in self._sampled if self._own(state, name)]
+        fresh = 0 if own == self._sampled else self._fill_batches
         with tqdm(
-            total=images,
+            total=(len(plan) * self.settings.batches + fresh) * self.settings.batch_size,
             desc=describe,
             unit="image",
             unit_scale=True,
             disable=not (progress and is_main_process()),
             leave=False,
         ) as bar:
+            histories = self._filled(state.params, bar) if fresh else {}
+            histories |= {name: state.history for name in own}
             for name, timesteps in plan:
                 bar.set_postfix_str(f"{name}, t {timesteps}")
-                p, history = np.full(T, 1 / T, np.float32), ""
+                p, source = np.full(T, 1 / T, np.float32), ""
                 if timesteps == "importance":
-                    own = self._own(state, name)
-                    history = "run" if own else "fresh"
-                    kept = state.history if own else self._filled(state.params, name, bar)
-                    p = importance.probabilities(kept, self._config.loss.uniform_share)
-                    p = jax.device_get(p)
+                    source = "run" if name in own else "fresh"
+                    share = self._config.loss.uniform_share
+                    p = jax.device_get(importance.probabilities(histories[name], share))
                 sums = self._sums(state.params, name, p, bar)
-                yield Row(name, timesteps, p, history, sums, estimate(sums))
+                yield Row(name, timesteps, p, source, sums, estimate(sums))
 
     def _own(self, state: TrainState, name: str) -> bool:
         """Whether the run itself knows the losses of this objective at every t."""
@@ -198,17 +206,21 @@ class Measurement:
         losses = self._model.process.T * self._config.loss.history_size
         return math.ceil(losses / self.settings.batch_size)
 
-    def _filled(self, params: Params, name: str, bar: tqdm) -> importance.History:
-        """A history of losses of these parameters alone."""
+    def _filled(self, params: Params, bar: tqdm) -> Histories:
+        """Histories of losses of these parameters alone."""
         T, b = self._model.process.T, self.settings.batch_size
-        init = functools.partial(importance.init, T, self._config.loss.history_size)
-        history = jax.jit(init, out_shardings=replicated(self._mesh))()
+        bar.set_postfix_str(f"{self._config.loss.history_size} losses of every t")
+
+        def init() -> Histories:
+            empty = importance.init(T, self._config.loss.history_size)
+            return dict.fromkeys(self._sampled, empty)
+
+        histories = jax.jit(init, out_shardings=replicated(self._mesh))()
         for i in range(self._fill_batches):
             t = ((i * b + np.arange(b)) % T).astype(np.int32)
-            key, batch = self._drawn(1, i)
-            history = self._history[name](params, history, t, key, batch)
+            histories = self._take_in(params, histories, t, *self._drawn(1, i))
             bar.update(b)
-        return history
+        return histories
 
     def _sums(self, params: Params, name: str, p: np.ndarray, bar: tqdm) -> Sums:
         """Gradients of all batches, added up on the devices group by group."""
