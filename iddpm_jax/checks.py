@@ -29,12 +29,13 @@ _AT_LEAST = {
             "train.evaluate_images "
             "train.keep_checkpoints train.checkpoint_every_steps sample.count "
             "sample.batch_size nll.batch_size nll.draws fid.batch_size fid.neighbours "
-            "fid.kid_subsets data.num_threads data.prefetch_batches"
+            "fid.kid_subsets gradients.batch_size data.num_threads data.prefetch_batches"
         ).split(),
         1,
     ),
     "fid.manifold_images": 2,
     "fid.kid_subset_size": 2,
+    "gradients.batches": 20,  # two in each group of the jackknife
     **dict.fromkeys(
         (
             "nll.terms fid.resamples model.num_heads_upsample model.num_head_channels "
@@ -71,7 +72,7 @@ def check(config: ConfigDict) -> None:
         if key not in values:
             raise InputError(f"config key {key!r} is missing; get_config must start from base()")
         check_type(key, values[key], default)
-    for key in ("seed", "sample.seed", "nll.seed", "fid.seed"):
+    for key in ("seed", "sample.seed", "nll.seed", "fid.seed", "gradients.seed"):
         # JAX would take the lower 32 bits only.
         if not 0 <= values[key] < 2**32:
             raise InputError(f"{key} is {values[key]}; it must lie from 0 to 2**32 - 1")

@@ -187,6 +187,13 @@ def base() -> ConfigDict:
     c.fid.resamples = 20  # parts left out in turn (jackknife) for the errors of distances; 0: none
     c.fid.batch_size = 64  # images at a time, over all devices
     c.fid.seed = 0  # of subsets and resampling
+
+    c.gradients = ConfigDict()
+    # Independent batches of training images, drawn with replacement, for each objective and way of
+    # drawing t; more make errors smaller
+    c.gradients.batches = 100
+    c.gradients.batch_size = 64  # images in each, over all devices
+    c.gradients.seed = 0  # of images, t, noise and dropout
     return c.lock()
 
 
@@ -239,7 +246,7 @@ _READING = ("data.corrupt", "data.tfds_dir", "data.num_threads", "data.prefetch_
 
 # A run may go on with other values of these; any other change makes it another run.
 FREE_ON_RESUME = (
-    *"sample. nll. fid. train.steps train.keep_ train.evaluate_ train.fsdp".split(),
+    *"sample. nll. fid. gradients. train.steps train.keep_ train.evaluate_ train.fsdp".split(),
     "train.hang_seconds",
     *_READING,
 )

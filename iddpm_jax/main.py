@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         batches = [config.nll.batch_size, config.train.batch_size // config.train.microbatches]
         if arguments.mode in ("fid", "data"):
             batches.append(config.fid.batch_size)
+        if arguments.mode == "gradients":
+            batches = [config.gradients.batch_size]
         if arguments.mode in ("convert", "figures"):
             batches = [1]  # nothing to share between devices
         if arguments.mode == "plan":
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             "fid": _fid,
             "convert": _convert,
             "data": _data,
+            "gradients": _gradients,
             "figures": _figures,
         }
         with runtime.join(arguments.cluster) if arguments.cluster else contextlib.nullcontext():
@@ -236,6 +239,13 @@ def _data(arguments: Arguments) -> None:
         mesh = parallel.make_mesh()
         for line in quality.write_statistics(arguments.config, mesh, arguments.statistics):
             print(line)
+
+
+def _gradients(arguments: Arguments) -> None:
+    from iddpm_jax.evaluation import gradients
+
+    for line in gradients.measure(arguments.config, arguments.workdir, arguments.checkpoint):
+        print(line, flush=True)
 
 
 def _figures(arguments: Arguments) -> None:

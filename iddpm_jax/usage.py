@@ -16,6 +16,8 @@ Modes
   convert weights in files (OpenAI's .pt, or .safetensors) -> workdir, and back
   data    show the data as the network will see them: counts, classes, values, labelled pictures
           in the workdir's data/, images/s; with --statistics, write what fid compares with
+  gradients how noisy the gradients of L_simple, L_hybrid and L_vlb are at each checkpoint kept,
+          with t drawn evenly and by importance
   figures draw the paper's figures from what the workdir holds (PNG, SVG, numbers, captions in
           its figures/); what is not there yet is left out, with the reason
   plan    what a config would cost on a TPU slice that is not there: memory, FLOPs, step time
@@ -40,6 +42,8 @@ Examples
     python -m iddpm_jax.main --workdir runs/digits --mode fid --config.sample.count=1000
     python -m iddpm_jax.main --mode fid --samples SAMPLES.npz --reference REFERENCE.npz \\
       --config.fid.neighbours=5
+  Gradient noise of a run that kept a checkpoint every 100 steps (train.keep_every_steps=100):
+    python -m iddpm_jax.main --workdir runs/digits --mode gradients
   The paper's figures for this run, and beside those of another:
     python -m iddpm_jax.main --workdir runs/digits --mode figures
     python -m iddpm_jax.main --workdir runs/digits --mode figures --with runs/vlb
@@ -67,12 +71,13 @@ Flags
                holds a run.
   --workdir    folder of the run: its config, checkpoints, curves, samples and results; plan needs
                none
-  --mode       train, sample, nll, fid, convert, data, figures or plan
+  --mode       train, sample, nll, fid, convert, data, gradients, figures or plan
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
   --target     convert: a folder to write weights to
   --format     convert: pt (default) or safetensors
-  --checkpoint sample, nll, fid, convert --target: best (lowest bits/dim of those measured in
-               training) or the step of a checkpoint; the newest by default
+  --checkpoint sample, nll, fid, gradients, convert --target: best (lowest bits/dim of those
+               measured in training) or the step of a checkpoint; the newest by default, and for
+               gradients every one
   --base       sample: .npz of small images for a super-resolution model (config.sample.base)
   --samples    fid: .npz of pictures, or of their statistics, in place of the model's samples
                (config.fid.samples)

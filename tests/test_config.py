@@ -359,7 +359,7 @@ OTHER = {int: lambda v: v + 1, float: lambda v: v / 2 + 0.1, bool: lambda v: not
 FREE = [
     key
     for key in KEYS
-    if key.startswith(("sample.", "nll.", "fid."))
+    if key.startswith(("sample.", "nll.", "fid.", "gradients."))
     or key
     in (
         "train.steps train.fsdp train.hang_seconds train.keep_checkpoints train.log_every_steps "

@@ -2,7 +2,12 @@
 
 from iddpm_jax.data.folder import labels_from_names
 from iddpm_jax.data.npz import read_npz
-from iddpm_jax.data.pipeline import check_batch_size, padded_chunks, training_batches
+from iddpm_jax.data.pipeline import (
+    check_batch_size,
+    independent_batch,
+    padded_chunks,
+    training_batches,
+)
 from iddpm_jax.data.protocol import ArraySource, Source
 from iddpm_jax.data.sources import load
 
@@ -10,6 +15,7 @@ __all__ = [
     "ArraySource",
     "Source",
     "check_batch_size",
+    "independent_batch",
     "labels_from_names",
     "load",
     "padded_chunks",

@@ -100,6 +100,37 @@ def training_batches(
     return iter(dataset.to_iter_dataset(options))
 
 
+def independent_batch(
+    source: Source,
+    batch_size: int,
+    seed: tuple[int, ...],
+    random_flip: bool,
+    random_crop: float = 0.0,
+    process: int = 0,
+    processes: int = 1,
+) -> dict[str, np.ndarray]:
+    """A batch drawn evenly with replacement, for statistics that need independent batches.
+
+    Those of training_batches are not: what one pass over the data has shown does not come again.
+
+    Args:
+        source: training split.
+        batch_size: images, over all processes.
+        seed: of the choice, the flips and the crops; another for each batch.
+        random_flip, random_crop, process, processes: see training_batches.
+
+    Returns:
+        {"image": uint8 [B / processes, H, W, C], "label": int32 [B / processes]}.
+    """
+    read = _Read(source, random_flip, random_crop)
+    index = np.random.default_rng(seed).integers(len(source), size=batch_size)
+    own = np.array_split(np.arange(batch_size), processes)[process]
+    examples = [
+        read.random_map(int(index[i]), np.random.default_rng((*seed, i))) for i in own.tolist()
+    ]
+    return {name: np.stack([e[name] for e in examples]) for name in ("image", "label")}
+
+
 def padded_chunks(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Cut 0..count-1 into chunks of one size, the last filled up by repeating its last index.
 

@@ -41,6 +41,14 @@ def likelihood_file(workdir: Path, run: Run, ema_rate: float) -> Path:
     return workdir / "nll" / (_joined([*parts, *_end(n, run)]) + ".npz")
 
 
+def gradients_file(workdir: Path, run: Run) -> Path:
+    """The .json of gradient noise at one checkpoint, named likewise."""
+    g, dtype = run.config.gradients, run.model.spec.dtype
+    parts = [f"step{int(run.state.step):08d}", data_word(run), f"{g.batches}x{g.batch_size}images"]
+    parts += [] if dtype == "float32" else [dtype]
+    return workdir / "gradients" / (_joined([*parts, f"seed{g.seed}"]) + ".json")
+
+
 def _end(settings: ConfigDict, run: Run) -> list[str]:
     """What names of samples and of likelihoods share."""
     clipped = [] if settings.clip_x_0 else ["unclipped"]

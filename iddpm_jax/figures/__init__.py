@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from iddpm_jax import build
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
-from iddpm_jax.figures import bound, curves, fewer_steps, noise
+from iddpm_jax.figures import bound, curves, fewer_steps, noise, noise_scale
 from iddpm_jax.figures.captions import about
 from iddpm_jax.figures.drawing import Figure, require_matplotlib, write
 from iddpm_jax.figures.results import Missing, Run
@@ -45,6 +45,7 @@ def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> It
         "forward_process": lambda: noise.forward_process(config, model),
         "alpha_bar": lambda: noise.alpha_bar(T),
         "learning_curves": lambda: curves.learning_curves(runs),
+        "gradient_noise": lambda: noise_scale.noise_scales(runs),
         "bits_per_dim_by_steps": lambda: fewer_steps.bits_per_dim(runs),
         "scores_by_steps": lambda: fewer_steps.scores(runs),
     }

@@ -81,6 +81,20 @@ class Run(NamedTuple):
     state: TrainState
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """Steps of all whole checkpoints of a workdir, ascending.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = workdir / "checkpoints"
+    if folder.is_dir():
+        with Checkpoints(folder, None) as checkpoints:
+            if checkpoints.steps:
+                return checkpoints.steps
+    raise InputError(f"{workdir} holds no checkpoints; train first with --mode train")
+
+
 def open_run(workdir: Path, config: ConfigDict | None = None, checkpoint: str | None = None) -> Run:
     """Read a checkpoint of a workdir, on all devices.
 
@@ -141,9 +155,9 @@ def restore(
     return checkpoints.restore(abstract_state(config, model, mesh), step)
 
 
-def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable:
-    """The jitted training step of a config; see step.make_train_step."""
-    settings = StepSettings(
+def step_settings(config: ConfigDict, model: build.Model) -> StepSettings:
+    """What a step of a config needs besides the model."""
+    return StepSettings(
         seed=config.seed,
         microbatches=config.train.microbatches,
         ema_rates=tuple(config.train.ema_rates),
@@ -154,6 +168,10 @@ def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callabl
         low_res_shape=model.low_res_shape,
         low_res_noise=config.train.low_res_noise,
     )
+
+
+def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable:
+    """The jitted training step of a config; see step.make_train_step."""
     return make_train_step(
         model.network,
         model.process,
@@ -161,7 +179,7 @@ def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callabl
         model.objective,
         build.optimizer(config),
         build.learning_rate(config),
-        settings,
+        step_settings(config, model),
         mesh,
         state_shardings(config, model, mesh),
     )

@@ -20,6 +20,9 @@ from iddpm_jax.training.parallel import batch_sharding, mean_gradient, replicate
 from iddpm_jax.training.state import Params, TrainState
 
 Metrics = dict[str, jax.Array]
+DrawSteps = Callable[[jax.Array, int], tuple[jax.Array, jax.Array]]
+"""(key, count) -> (t [count], weight [count]); see importance.draw."""
+
 QUARTILES = 4
 
 
@@ -63,6 +66,69 @@ class Examples(NamedTuple):
     low_res: jax.Array | None
 
 
+def make_loss(
+    network: Network, process: Process, parametrization: Parametrization, objective: Objective
+) -> Callable[[Params, Examples], tuple[jax.Array, Losses]]:
+    """The function that training takes the gradient of.
+
+    Args:
+        network, process, parametrization, objective: what to train.
+
+    Returns:
+        Function (params, Examples) -> (mean of the weighted losses, Losses of each example).
+    """
+
+    def loss(params: Params, e: Examples) -> tuple[jax.Array, Losses]:
+        model_t = jnp.asarray(process.model_t)[e.t]
+        output = network.apply(params, e.x_t, model_t, e.y, e.dropout_key, e.low_res)
+        losses = training_losses(
+            process, parametrization, objective, output, e.x_0, e.x_t, e.t, e.eps
+        )
+        return jnp.mean(losses.loss * e.weight), losses
+
+    return loss
+
+
+def draw_examples(
+    process: Process,
+    settings: StepSettings,
+    mesh: Mesh,
+    key: jax.Array,
+    batch: dict[str, jax.Array],
+    draw_t: DrawSteps,
+) -> Examples:
+    """All that is random in a step but the choice of images: t, noise, dropout, hidden classes.
+
+    Args:
+        process: noise process with T steps.
+        settings: of the step.
+        mesh: devices that share the batch.
+        key: random key of this step.
+        batch: {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+        draw_t: draws the steps of the batch and their weights.
+
+    Returns:
+        Examples [B].
+    """
+    key_t, key_eps, key_dropout, key_y, key_low_res = jax.random.split(key, 5)
+    x_0 = to_float(batch["image"])
+    count = x_0.shape[0]
+    t, weight = draw_t(key_t, count)
+    eps = jax.lax.with_sharding_constraint(
+        jax.random.normal(key_eps, x_0.shape), batch_sharding(mesh)
+    )
+    return Examples(
+        x_0,
+        q_sample(process, x_0, t, eps),
+        t,
+        eps,
+        weight,
+        _hide_labels(key_y, batch["label"], settings) if settings.num_classes else None,
+        jax.random.split(key_dropout, count) if settings.dropout else None,
+        _shrink(key_low_res, x_0, settings) if settings.low_res_shape else None,
+    )
+
+
 def make_train_step(
     network: Network,
     process: Process,
@@ -92,41 +158,18 @@ def make_train_step(
         vectors of the four quartiles of t.
     """
 
-    def loss(params: Params, e: Examples) -> tuple[jax.Array, Losses]:
-        model_t = jnp.asarray(process.model_t)[e.t]
-        output = network.apply(params, e.x_t, model_t, e.y, e.dropout_key, e.low_res)
-        losses = training_losses(
-            process, parametrization, objective, output, e.x_0, e.x_t, e.t, e.eps
-        )
-        return jnp.mean(losses.loss * e.weight), losses
+    gradient = mean_gradient(
+        make_loss(network, process, parametrization, objective), mesh, settings.microbatches
+    )
 
-    gradient = mean_gradient(loss, mesh, settings.microbatches)
-
-    def draw_examples(state: TrainState, batch: dict[str, jax.Array]) -> Examples:
-        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-        key_t, key_eps, key_dropout, key_y, key_low_res = jax.random.split(key, 5)
-        x_0 = to_float(batch["image"])
-        count = x_0.shape[0]
-        if state.history is None:
-            t, weight = importance.draw_uniform(key_t, process.T, count)
-        else:
-            t, weight = importance.draw(state.history, key_t, count, settings.uniform_share)
-        eps = jax.lax.with_sharding_constraint(
-            jax.random.normal(key_eps, x_0.shape), batch_sharding(mesh)
-        )
-        return Examples(
-            x_0,
-            q_sample(process, x_0, t, eps),
-            t,
-            eps,
-            weight,
-            _hide_labels(key_y, batch["label"], settings) if settings.num_classes else None,
-            jax.random.split(key_dropout, count) if settings.dropout else None,
-            _shrink(key_low_res, x_0, settings) if settings.low_res_shape else None,
-        )
+    def draw_t(history: importance.History | None) -> DrawSteps:
+        if history is None:
+            return lambda key, count: importance.draw_uniform(key, process.T, count)
+        return lambda key, count: importance.draw(history, key, count, settings.uniform_share)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        examples = draw_examples(state, batch)
+        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+        examples = draw_examples(process, settings, mesh, key, batch, draw_t(state.history))
         scaled, scale = examples, state.loss_scale
         if scale is not None:
             scaled = examples._replace(weight=examples.weight * scale.factor)

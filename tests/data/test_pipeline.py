@@ -240,3 +240,31 @@ def test_padded_chunks_cover_every_index_once(count, size):
         assert (indices[kept:] == count - 1).all()
         real.extend(indices[:kept])
     assert real == list(range(count))
+
+
+def test_independent_batches_draw_with_replacement_and_evenly():
+    source = numbered(12)
+    batches = [data.independent_batch(source, 24, (3, i), False) for i in range(200)]
+    assert any(len(set(batch["label"].tolist())) < 12 for batch in batches)  # e^-11 else
+    counts = np.bincount(np.concatenate([batch["label"] for batch in batches]), minlength=12)
+    # Of 4800 draws 400 each, with standard deviation 19.
+    assert np.abs(counts - 400).max() < 80
+    for batch in batches[:5]:
+        np.testing.assert_array_equal(batch["image"], source.images[batch["label"]])
+        assert batch["label"].dtype == np.int32
+
+
+def test_independent_batches_follow_their_seed_and_are_shared_by_processes():
+    source = numbered(40)
+    whole = data.independent_batch(source, 8, (3, 5), True)
+    parts = [data.independent_batch(source, 8, (3, 5), True, 0.0, i, 2) for i in range(2)]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in whole}
+    assert_same_batches([joined], [whole])
+    other = data.independent_batch(source, 8, (3, 6), True)
+    assert not np.array_equal(other["label"], whole["label"])
+
+
+def test_independent_batches_are_flipped_half_of_the_time():
+    batch = data.independent_batch(numbered(12), 400, (0,), True)
+    flipped = batch["image"][:, 0, 0, 0] == 255
+    assert 150 < flipped.sum() < 250

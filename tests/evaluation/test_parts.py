@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from iddpm_jax.evaluation.parts import Parts
+from iddpm_jax import data
+from iddpm_jax.evaluation.parts import Parts, told_apart
 
 
 def rows(first, count):
@@ -89,3 +90,15 @@ def test_what_comes_goes_to_disk_after_some_seconds_and_when_interrupted(tmp_pat
         assert files == seen
         again = Parts(tmp_path, {"seconds": seconds})
         np.testing.assert_array_equal(again.read()["a"], np.arange(5))
+
+
+def test_data_are_told_apart_by_their_size_and_pictures():
+    images = np.zeros((20, 2, 2, 1), np.uint8)
+    changed = images.copy()
+    changed[-1, 0, 0] = 1
+    found = [
+        told_apart(data.ArraySource(each, np.zeros(len(each), np.int32), ("any",)))
+        for each in (images, images.copy(), changed, images[:19])
+    ]
+    assert found[0] == found[1]
+    assert found[0] != found[2] and found[0] != found[3]

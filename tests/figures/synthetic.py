@@ -80,6 +80,26 @@ def add_scores(
     path.write_text(json.dumps(record))
 
 
+def add_gradients(run: Run, step: int, scales: dict[tuple[str, str], float | None], **changes):
+    """Gradient noise at a checkpoint, as gradients.measure writes it; None: lost in the noise."""
+    opened = with_state(run, step, **changes)
+    rows = [
+        {
+            "objective": objective,
+            "timesteps": timesteps,
+            "noise_scale": scale,
+            "noise_scale_error": None if scale is None else 0.1 * scale,
+            "noise_scale_at_least": 5000.0 if scale is None else 0.8 * scale,
+            "resolved": scale is not None,
+        }
+        for (objective, timesteps), scale in scales.items()
+    ]
+    made_by = {"gradients": opened.config.gradients.to_dict()}
+    path = names.gradients_file(run.folder, opened)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"step": step, "rows": rows, "made_by": made_by}))
+
+
 def add_curves(run: Run, rows: list[dict]) -> None:
     """metrics.jsonl."""
     text = "".join(json.dumps(row) + "\n" for row in rows)

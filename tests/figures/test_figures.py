@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import add_curves, add_likelihood, add_scores, curve_row, stored_run
+from synthetic import add_curves, add_gradients, add_likelihood, add_scores, curve_row, stored_run
 
 from iddpm_jax import figures, main, runtime
 from iddpm_jax.figures import captions
@@ -17,6 +17,7 @@ NAMES = (
     "forward_process",
     "alpha_bar",
     "learning_curves",
+    "gradient_noise",
     "bits_per_dim_by_steps",
     "scores_by_steps",
 )
@@ -42,6 +43,7 @@ def with_results(folder):
     for steps in (20, 10):
         add_likelihood(run, steps)
         add_scores(run, "ddim", str(steps), {"FD-digits": 1.0 + steps}, 0.1)
+        add_gradients(run, steps, {("l_hybrid", "uniform"): 100.0, ("l_vlb", "importance"): None})
     state = {"effective_sample_size": 0.5, "warmed_up": 1.0}
     add_curves(run, [curve_row(n, **state, test_bits_per_dim=5.0) for n in (2, 4)])
     return run
@@ -93,6 +95,7 @@ def test_what_is_not_there_is_left_out_with_the_reason(cli, tmp_path):
     for name, word in (
         ("bound_terms", "--mode nll"),
         ("learning_curves", "metrics.jsonl"),
+        ("gradient_noise", "--mode gradients"),
         ("bits_per_dim_by_steps", "--config.nll.steps"),
         ("scores_by_steps", "--mode fid"),
     ):

@@ -1,0 +1,188 @@
+"""Gradient noise scales against the training step (figure 7)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from iddpm_jax import config as configs
+from iddpm_jax.figures.drawing import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    NARROW,
+    WIDTH,
+    Figure,
+    logarithmic,
+    shared_legend,
+)
+from iddpm_jax.figures.results import Missing, Run
+
+LINES = {
+    ("l_simple", "uniform"): r"$L_{\mathrm{simple}}$",
+    ("l_hybrid", "uniform"): r"$L_{\mathrm{hybrid}}$",
+    ("l_hybrid", "importance"): r"$L_{\mathrm{hybrid}}$, importance",
+    ("l_vlb", "uniform"): r"$L_{\mathrm{vlb}}$",
+    ("l_vlb", "importance"): r"$L_{\mathrm{vlb}}$, importance",
+}
+"""(objective, how t is drawn) -> label."""
+
+PANELS = 3
+"""In a row."""
+
+
+class Line(NamedTuple):
+    """Noise scales of one objective and sampler of t, by training step [P].
+
+    Attributes:
+        step: ascending.
+        scale: examples; NaN where only a lower bound is known.
+        error: standard error; where seeds are joined, the standard deviation between them.
+        at_least: lower bound where there is no scale, NaN elsewhere.
+    """
+
+    step: np.ndarray
+    scale: np.ndarray
+    error: np.ndarray
+    at_least: np.ndarray
+
+
+def noise_scales(runs: list[Run]) -> Figure:
+    """A panel for each run, those that differ in their seed alone joined; a line per objective.
+
+    Args:
+        runs: whose gradients/ are read.
+
+    Raises:
+        Missing: no run has any, or a file cannot be read.
+    """
+    measured = {run.name: _newest(run) for run in runs}
+    files = tuple(path for steps in measured.values() for path, _ in steps.values())
+    if not files:
+        raise Missing(
+            f"{runs[0].folder} holds no gradient noise; measure it with --mode gradients (after "
+            "training with train.keep_every_steps, to have several checkpoints)"
+        )
+    panels = {}
+    for name, group in by_seed(runs):
+        records = [record for run in group for _, record in measured[run.name].values()]
+        if records:
+            panels[name] = {key: line for key in LINES if len((line := _line(key, records)).step)}
+    numbers = {
+        "_".join([*([name] if len(panels) > 1 else []), *key, field]): values
+        for name, lines in panels.items()
+        for key, line in lines.items()
+        for field, values in line._asdict().items()
+    }
+    columns = min(len(panels), PANELS)
+    rows = -(-len(panels) // PANELS)
+    size = (NARROW if len(panels) == 1 else WIDTH, 0.5 + 2.4 * rows)
+
+    def draw(canvas):
+        grid = canvas.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (name, lines) in zip(grid.flat, panels.items(), strict=False):
+            _draw_lines(axes, lines)
+            if len(panels) > 1:
+                axes.set_title(name)
+        for row in grid:
+            row[0].set_ylabel("noise scale (images)")
+        shared_legend(canvas, list(grid.flat), columns=3)
+
+    return Figure(numbers, _caption(list(panels)), size, draw, files)
+
+
+def by_seed(runs: list[Run]) -> Iterator[tuple[str, list[Run]]]:
+    """Runs in groups that differ in the seed alone: (name, runs)."""
+    groups: list[list[Run]] = []
+    free = (*configs.FREE_ON_RESUME, "seed")
+    for run in runs:
+        same = (g for g in groups if not configs.differences(g[0].config, run.config, free))
+        group = next(same, None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    for group in groups:
+        more = f" ({len(group)} seeds)" if len(group) > 1 else ""
+        yield group[0].name + more, group
+
+
+def _newest(run: Run) -> dict[int, tuple[Path, dict]]:
+    """Of each training step the measurement of most images: step -> (file, record)."""
+    found: dict[int, tuple[Path, dict]] = {}
+    for path in sorted((run.folder / "gradients").glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            step = record["step"]
+            better = step not in found or _images(record) >= _images(found[step][1])
+        except (ValueError, KeyError):
+            raise Missing(f"{path} is not whole; measure it again") from None
+        if better:
+            found[step] = path, record
+    return found
+
+
+def _images(record: dict) -> int:
+    size = record["made_by"]["gradients"]
+    return size["batches"] * size["batch_size"]
+
+
+def _line(key: tuple[str, str], records: list[dict]) -> Line:
+    """One line of a panel; records of one step belong to several seeds."""
+    by_step: dict[int, list[dict]] = {}
+    for record in sorted(records, key=lambda record: record["step"]):
+        for row in record["rows"]:
+            if (row["objective"], row["timesteps"]) == key:
+                by_step.setdefault(record["step"], []).append(row)
+    points = [_point(rows) for rows in by_step.values()]
+    columns = np.array(points, np.float64).reshape(len(points), 3).T
+    return Line(np.array(list(by_step)), *columns)
+
+
+def _point(rows: list[dict]) -> tuple[float, float, float]:
+    """(scale, error, at least) of one step; of several seeds the mean and the spread."""
+    if not all(row["resolved"] for row in rows):
+        known = [row["noise_scale_at_least"] for row in rows]
+        return np.nan, np.nan, min((k for k in known if k is not None), default=np.nan)
+    scales = [row["noise_scale"] for row in rows]
+    error = np.std(scales, ddof=1) if len(rows) > 1 else rows[0]["noise_scale_error"]
+    return np.mean(scales), error, np.nan
+
+
+def _draw_lines(axes, lines: dict[tuple[str, str], Line]) -> None:
+    objectives = [objective for objective, timesteps in LINES if timesteps == "uniform"]
+    for key, line in lines.items():
+        kind = objectives.index(key[0])
+        colour, dashed = COLOURS[kind], key[1] == "importance"
+        axes.errorbar(
+            line.step,
+            line.scale,
+            # Below 0 there is no place on a logarithmic axis.
+            yerr=[np.minimum(line.error, 0.9 * line.scale), line.error],
+            label=LINES[key],
+            color=colour,
+            ls=DASHES[1 if dashed else 0],
+            marker=MARKERS[kind],
+            mfc="white" if dashed else colour,
+        )
+        axes.plot(line.step, line.at_least, ls="", marker=r"$\uparrow$", ms=9, color=colour)
+    axes.set_xlabel("training step")
+    logarithmic(axes)
+
+
+def _caption(panels: list[str]) -> str:
+    text = (
+        "Gradient noise scales (after the paper's figure 7): tr(Sigma) / |G|^2 in images, the "
+        "batch whose noise is as large as the gradient itself (McCandlish et "
+        "al. 2018), at the checkpoints of a run. Every objective is measured at the same "
+        "parameters, whichever was trained, with t drawn evenly (full lines) and by importance "
+        "(dashed). Bars: standard errors by the jackknife. Arrows: the gradient is lost in the "
+        "noise, and the scale is at least this."
+    )
+    if any(name.endswith(" seeds)") for name in panels):
+        text += " Where seeds are joined: mean and standard deviation between them."
+    return text
