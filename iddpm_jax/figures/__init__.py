@@ -1,5 +1,6 @@
 """--mode figures: the paper's figures that need no grid of trainings, from a workdir's results."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,17 @@ from ml_collections import ConfigDict
 from iddpm_jax import build
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
-from iddpm_jax.figures import bound, curves, fewer_steps, noise, noise_scale
+from iddpm_jax.figures import (
+    bound,
+    curves,
+    fewer_steps,
+    noise,
+    noise_scale,
+    scaling,
+    seeds,
+    skipped,
+    tables,
+)
 from iddpm_jax.figures.captions import about
 from iddpm_jax.figures.drawing import Figure, require_matplotlib, write
 from iddpm_jax.figures.results import Missing, Run
@@ -33,6 +44,7 @@ def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> It
     require_matplotlib()
     model = build.model(config)
     runs = _runs(config, workdir, others)
+    groups = seeds.groups(runs)
     folder = workdir / "figures"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,13 +53,15 @@ def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> It
     T = config.diffusion.T
     figures: dict[str, Callable[[], Figure]] = {
         "beta_tilde": lambda: noise.beta_tilde(T),
-        "bound_terms": lambda: bound.terms(runs),
+        "bound_terms": lambda: bound.terms(groups),
         "forward_process": lambda: noise.forward_process(config, model),
         "alpha_bar": lambda: noise.alpha_bar(T),
-        "learning_curves": lambda: curves.learning_curves(runs),
-        "gradient_noise": lambda: noise_scale.noise_scales(runs),
-        "bits_per_dim_by_steps": lambda: fewer_steps.bits_per_dim(runs),
-        "scores_by_steps": lambda: fewer_steps.scores(runs),
+        "learning_curves": lambda: curves.learning_curves(groups),
+        "gradient_noise": lambda: noise_scale.noise_scales(groups),
+        "bits_per_dim_by_steps": lambda: fewer_steps.bits_per_dim(groups),
+        "scores_by_steps": lambda: fewer_steps.scores(groups),
+        "skipped_steps": lambda: skipped.skipped_steps(groups),
+        "scaling": lambda: scaling.scaling(groups),
     }
     for name, make in figures.items():
         try:
@@ -57,6 +71,10 @@ def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> It
             continue
         path = write(folder / name, figure, about(runs, figure.files))
         yield f"{name:22} {path} (.svg, .npz, .txt)"
+    try:
+        yield f"{'tables':22} {tables.write(folder, groups)} (.json)"
+    except Missing as why:
+        yield f"{'tables':22} left out: {why}"
 
 
 def _runs(config: ConfigDict, workdir: Path, others: tuple[Path, ...]) -> list[Run]:
@@ -64,7 +82,8 @@ def _runs(config: ConfigDict, workdir: Path, others: tuple[Path, ...]) -> list[R
     folders = [workdir, *others]
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
+        shared = os.path.commonpath([folder.resolve().parent for folder in folders])
+        names = [str(folder.resolve().relative_to(shared)) for folder in folders]
     if len(set(names)) < len(names):
         raise InputError("--with names a workdir twice; name each once")
     loaded = [config, *(configs.load(folder / "config.json") for folder in others)]

@@ -1,5 +1,6 @@
 """What a figure is, how all of them look, and writing one: PNG, SVG, numbers, caption."""
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 1.5)), "-"
 """So that lines can be told apart without colour."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
 
 WIDTH = 6.75
 """Of a figure of several panels, inches: both columns of a page."""
@@ -66,6 +68,13 @@ class Figure(NamedTuple):
     size: tuple[float, float]
     draw: Callable[[Any], None]
     files: tuple[Path, ...] = ()
+
+
+def line_style(i: int, markers: bool = False) -> dict[str, Any]:
+    """Colour, dashes and, if asked for, marker of line i; after seven, colours go other ways."""
+    around = i + i // len(COLOURS)
+    marker = {"marker": MARKERS[around % len(MARKERS)]} if markers else {}
+    return {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[around % len(DASHES)], **marker}
 
 
 def require_matplotlib() -> None:
@@ -145,9 +154,27 @@ def logarithmic(axes: Any) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def shared_legend(canvas: Any, panels: Sequence[Any], columns: int | None = None) -> None:
+LEGEND_LINE = 0.17
+"""Height of a row of a legend, inches."""
+
+
+def shared_legend(canvas: Any, panels: Sequence[Any]) -> None:
     """One legend above all panels, where it hides nothing; a label of several panels once."""
     found = [axes.get_legend_handles_labels() for axes in panels]
-    lines = {label: line for pair in found for line, label in zip(*pair, strict=True)}
-    columns = columns or (len(lines) if len(lines) <= 5 else 4)  # more would not fit
+    legend_above(canvas, {label: line for pair in found for line, label in zip(*pair, strict=True)})
+
+
+def legend_above(canvas: Any, lines: dict[str, Any]) -> None:
+    """A legend above all panels; the figure grows by each row beyond the first.
+
+    Args:
+        canvas: a matplotlib.figure.Figure.
+        lines: artists by their labels.
+    """
+    width = canvas.get_figwidth()
+    longest = max(len(re.sub(r"\$[^$]*\$", "xx", label)) for label in lines)
+    room = max(1, min(5, int(width / (0.055 * longest + 0.5))))
+    rows = -(-len(lines) // room)
+    canvas.set_figheight(canvas.get_figheight() + LEGEND_LINE * (rows - 1))
+    columns = -(-len(lines) // rows)  # evenly filled
     canvas.legend(lines.values(), lines, loc="outside upper center", ncols=columns)

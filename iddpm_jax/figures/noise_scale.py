@@ -1,13 +1,11 @@
 """Gradient noise scales against the training step (figure 7)."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from iddpm_jax import config as configs
 from iddpm_jax.figures.drawing import (
     COLOURS,
     DASHES,
@@ -19,6 +17,7 @@ from iddpm_jax.figures.drawing import (
     shared_legend,
 )
 from iddpm_jax.figures.results import Missing, Run
+from iddpm_jax.figures.seeds import Group, mean_and_spread
 
 LINES = {
     ("l_simple", "uniform"): r"$L_{\mathrm{simple}}$",
@@ -49,27 +48,27 @@ class Line(NamedTuple):
     at_least: np.ndarray
 
 
-def noise_scales(runs: list[Run]) -> Figure:
-    """A panel for each run, those that differ in their seed alone joined; a line per objective.
+def noise_scales(groups: list[Group]) -> Figure:
+    """A panel for each entry, and in it a line per objective and way of drawing t.
 
     Args:
-        runs: whose gradients/ are read.
+        groups: whose gradients/ are read.
 
     Raises:
         Missing: no run has any, or a file cannot be read.
     """
-    measured = {run.name: _newest(run) for run in runs}
+    measured = {run.folder: _newest(run) for group in groups for run in group.runs}
     files = tuple(path for steps in measured.values() for path, _ in steps.values())
     if not files:
         raise Missing(
-            f"{runs[0].folder} holds no gradient noise; measure it with --mode gradients (after "
+            f"{groups[0].runs[0].folder} holds no gradient noise; measure it with --mode gradients (after "
             "training with train.keep_every_steps, to have several checkpoints)"
         )
     panels = {}
-    for name, group in by_seed(runs):
-        records = [record for run in group for _, record in measured[run.name].values()]
+    for group in groups:
+        records = [record for run in group.runs for _, record in measured[run.folder].values()]
         if records:
-            panels[name] = {key: line for key in LINES if len((line := _line(key, records)).step)}
+            panels[group.label] = {key: line for key in LINES if len((line := _line(key, records)).step)}
     numbers = {
         "_".join([*([name] if len(panels) > 1 else []), *key, field]): values
         for name, lines in panels.items()
@@ -93,22 +92,6 @@ def noise_scales(runs: list[Run]) -> Figure:
         shared_legend(canvas, list(grid.flat), columns=3)
 
     return Figure(numbers, _caption(list(panels)), size, draw, files)
-
-
-def by_seed(runs: list[Run]) -> Iterator[tuple[str, list[Run]]]:
-    """Runs in groups that differ in the seed alone: (name, runs)."""
-    groups: list[list[Run]] = []
-    free = (*configs.FREE_ON_RESUME, "seed")
-    for run in runs:
-        same = (g for g in groups if not configs.differences(g[0].config, run.config, free))
-        group = next(same, None)
-        if group is None:
-            groups.append([run])
-        else:
-            group.append(run)
-    for group in groups:
-        more = f" ({len(group)} seeds)" if len(group) > 1 else ""
-        yield group[0].name + more, group
 
 
 def _newest(run: Run) -> dict[int, tuple[Path, dict]]:
@@ -148,9 +131,8 @@ def _point(rows: list[dict]) -> tuple[float, float, float]:
     if not all(row["resolved"] for row in rows):
         known = [row["noise_scale_at_least"] for row in rows]
         return np.nan, np.nan, min((k for k in known if k is not None), default=np.nan)
-    scales = [row["noise_scale"] for row in rows]
-    error = np.std(scales, ddof=1) if len(rows) > 1 else rows[0]["noise_scale_error"]
-    return np.mean(scales), error, np.nan
+    mean, spread = mean_and_spread([row["noise_scale"] for row in rows])
+    return mean, spread if len(rows) > 1 else rows[0]["noise_scale_error"], np.nan
 
 
 def _draw_lines(axes, lines: dict[tuple[str, str], Line]) -> None:

@@ -58,10 +58,17 @@ def add_likelihood(
 
 
 def add_scores(
-    run: Run, sampler: str, steps: str, values: dict[str, float], error: float | None, count=200
+    run: Run,
+    sampler: str,
+    steps: str,
+    values: dict[str, float],
+    error: float | None,
+    count: int = 200,
+    step: int = 4,
+    **changes: object,
 ) -> None:
     """A comparison in fid/, as quality.measure writes it."""
-    opened = with_state(run, 4, sample__sampler=sampler, sample__steps=steps)
+    opened = with_state(run, step, sample__sampler=sampler, sample__steps=steps, **changes)
     folder = names.sample_folder(run.folder, opened)
     record = {
         "samples": str(folder / f"samples_{count}x8x8x1.npz"),
@@ -71,7 +78,7 @@ def add_scores(
         "preprocessing": "",
         "settings": {"neighbours": 3},
         "scores": [
-            {"name": name, "value": value, "error": error, "better": "lower"}
+            {"name": name, "value": value, "error": error, "better": "higher" if name[:2] in ("IS", "pr", "re") else "lower"}
             for name, value in values.items()
         ],
     }

@@ -6,12 +6,13 @@ from synthetic import add_likelihood, add_scores, stored_run
 
 from iddpm_jax.figures import fewer_steps
 from iddpm_jax.figures.results import Missing
+from iddpm_jax.figures.seeds import groups
 
 
 def test_bound_by_steps_is_each_evaluations_own(tmp_path):
     run = stored_run(tmp_path / "run")
     found = [add_likelihood(run, steps, seed=steps) for steps in (20, 5, 10)]
-    figure = fewer_steps.bits_per_dim([run])
+    figure = fewer_steps.bits_per_dim(groups([run]))
     numbers = figure.numbers
     assert numbers["curves"].tolist() == [
         "learned variance",
@@ -34,7 +35,7 @@ def test_of_two_evaluations_the_more_certain_one_is_drawn(tmp_path):
     found = [add_likelihood(run, 20, terms=terms, images=20) for terms in (2, 0, 4)]
     errors = [each.standard_error for each in found]
     assert errors[1] < min(errors[0], errors[2])
-    numbers = fewer_steps.bits_per_dim([run]).numbers
+    numbers = fewer_steps.bits_per_dim(groups([run])).numbers
     assert numbers["bits_per_dim_0_value"][1] == pytest.approx(found[1].bits_per_dim)
 
 
@@ -44,7 +45,7 @@ def test_checkpoints_and_runs_are_curves_of_their_own(tmp_path):
         for steps in (5, 10):
             add_likelihood(run, steps)
     add_likelihood(runs[0], 20, step=9)  # alone, so no curve
-    curves = fewer_steps.bits_per_dim(runs).numbers["curves"].tolist()
+    curves = fewer_steps.bits_per_dim(groups(runs)).numbers["curves"].tolist()
     assert curves == ["one", "other"]
 
 
@@ -55,9 +56,9 @@ def test_scores_by_steps_are_the_files(tmp_path):
     for steps, value in (("5", 1.5), ("10", 1.25)):
         add_scores(run, "ddim", steps, {"FD-digits": value}, None)
     add_scores(run, "ancestral", "15", {"FD-digits": 0.5}, 0.1, count=1000)
-    figure = fewer_steps.scores([run])
+    figure = fewer_steps.scores(groups([run]))
     numbers = figure.numbers
-    assert numbers["curves"].tolist() == ["ancestral", "DDIM"]
+    assert numbers["curves"].tolist() == ["ancestral, learned variance", "DDIM"]
     np.testing.assert_array_equal(numbers["FD-digits_0_steps"], [5, 10, 20])
     np.testing.assert_array_equal(numbers["FD-digits_0_value"], [3, 2, 1])
     np.testing.assert_array_equal(numbers["FD-digits_0_error"], [0.25] * 3)
@@ -76,4 +77,4 @@ def test_single_points_are_no_curve(tmp_path, kind):
     add_scores(run, "ddim", "5", {"FD-digits": 1.0}, 0.1)
     add_scores(run, "ancestral", "10", {"FD-digits": 1.0}, 0.1)
     with pytest.raises(Missing, match="two numbers of steps"):
-        getattr(fewer_steps, kind)([run])
+        getattr(fewer_steps, kind)(groups([run]))

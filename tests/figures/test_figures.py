@@ -156,4 +156,4 @@ def test_names_of_runs_are_short_where_they_can_be(tmp_path):
     config = stored_run(tmp_path / "a" / "run").config
     stored_run(tmp_path / "b" / "run")
     runs = figures._runs(config, tmp_path / "a" / "run", (tmp_path / "b" / "run",))
-    assert [run.name for run in runs] == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
+    assert [run.name for run in runs] == ["a/run", "b/run"]

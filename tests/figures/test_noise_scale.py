@@ -6,6 +6,7 @@ from synthetic import add_gradients, stored_run
 
 from iddpm_jax.figures import noise_scale
 from iddpm_jax.figures.results import Missing
+from iddpm_jax.figures.seeds import groups
 
 EVENLY, IMPORTANCE = ("l_vlb", "uniform"), ("l_vlb", "importance")
 
@@ -14,7 +15,7 @@ def test_scales_are_those_of_the_checkpoints_in_order(tmp_path):
     run = stored_run(tmp_path / "run")
     for step, scale in ((300, 70.0), (20, 50.0)):
         add_gradients(run, step, {EVENLY: scale, IMPORTANCE: scale / 2})
-    numbers = noise_scale.noise_scales([run]).numbers
+    numbers = noise_scale.noise_scales(groups([run])).numbers
     np.testing.assert_array_equal(numbers["l_vlb_uniform_step"], [20, 300])
     np.testing.assert_array_equal(numbers["l_vlb_uniform_scale"], [50, 70])
     np.testing.assert_array_equal(numbers["l_vlb_uniform_error"], [5, 7])
@@ -26,7 +27,7 @@ def test_scale_lost_in_noise_is_a_lower_bound(tmp_path):
     run = stored_run(tmp_path / "run")
     add_gradients(run, 20, {EVENLY: 50.0})
     add_gradients(run, 40, {EVENLY: None})
-    numbers = noise_scale.noise_scales([run]).numbers
+    numbers = noise_scale.noise_scales(groups([run])).numbers
     np.testing.assert_array_equal(numbers["l_vlb_uniform_scale"], [50, np.nan])
     np.testing.assert_array_equal(numbers["l_vlb_uniform_at_least"], [np.nan, 5000])
 
@@ -35,7 +36,7 @@ def test_measurement_of_most_images_counts(tmp_path):
     run = stored_run(tmp_path / "run")
     for batches, scale in ((100, 50.0), (400, 60.0), (200, 70.0)):
         add_gradients(run, 20, {EVENLY: scale}, gradients__batches=batches)
-    figure = noise_scale.noise_scales([run])
+    figure = noise_scale.noise_scales(groups([run]))
     np.testing.assert_array_equal(figure.numbers["l_vlb_uniform_scale"], [60])
     assert [path.name for path in figure.files] == ["step00000020_digits_400x64images_seed0.json"]
 
@@ -45,8 +46,8 @@ def test_seeds_are_joined_and_other_runs_are_not(tmp_path):
     runs.append(stored_run(tmp_path / "other", loss__vlb_weight=0.01))
     for run, scale in zip(runs, (10.0, 20.0, 60.0, 5.0), strict=True):
         add_gradients(run, 20, {EVENLY: scale})
-    figure = noise_scale.noise_scales(runs)
-    joined = "run0 (3 seeds)_l_vlb_uniform"
+    figure = noise_scale.noise_scales(groups(runs))
+    joined = "run (3 seeds)_l_vlb_uniform"
     np.testing.assert_array_equal(figure.numbers[f"{joined}_scale"], [30])
     np.testing.assert_allclose(figure.numbers[f"{joined}_error"], np.sqrt((400 + 100 + 900) / 2))
     np.testing.assert_array_equal(figure.numbers["other_l_vlb_uniform_scale"], [5])
@@ -56,9 +57,9 @@ def test_seeds_are_joined_and_other_runs_are_not(tmp_path):
 def test_what_is_missing_or_broken_is_said(tmp_path):
     run = stored_run(tmp_path / "run")
     with pytest.raises(Missing, match="--mode gradients"):
-        noise_scale.noise_scales([run])
+        noise_scale.noise_scales(groups([run]))
     add_gradients(run, 20, {EVENLY: 50.0})
     [path] = (run.folder / "gradients").glob("*.json")
     path.write_text("{")
     with pytest.raises(Missing, match="measure it again"):
-        noise_scale.noise_scales([run])
+        noise_scale.noise_scales(groups([run]))
