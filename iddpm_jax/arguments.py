@@ -30,7 +30,7 @@ class Arguments(NamedTuple):
         config: overrides applied, checked.
         devices: virtual CPU devices asked for, or None.
         source: file or folder of weights to convert, or None.
-        target: folder to write weights to, or None.
+        target: folder to write weights or figures to, or None.
         form: format of the files written there, "pt" or "safetensors"; None for the usual one.
         checkpoint: "best", a step as digits, or None for the newest.
         cluster: the processes that share the work, or None for one alone.
@@ -38,6 +38,7 @@ class Arguments(NamedTuple):
         part: of the plan, one of PARTS; None for all.
         statistics: file to write statistics of the data to, or None.
         others: workdirs whose results are drawn beside this one's.
+        only: names of the figures to draw; () for all.
     """
 
     mode: str
@@ -53,6 +54,7 @@ class Arguments(NamedTuple):
     part: str | None = None
     statistics: Path | None = None
     others: tuple[Path, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,6 +87,7 @@ def parse(argv: list[str]) -> Arguments:
     parser.add_argument("--reference")
     parser.add_argument("--statistics")
     parser.add_argument("--with", dest="others")
+    parser.add_argument("--only")
     parser.add_argument("--coordinator")
     parser.add_argument("--num_processes")
     parser.add_argument("--process_id")
@@ -149,6 +152,7 @@ def parse(argv: list[str]) -> Arguments:
         given.part,
         statistics,
         _other_workdirs(given),
+        tuple(name for name in (given.only or "").split(",") if name),
     )
 
 
@@ -186,8 +190,10 @@ def _check_conversion(given: argparse.Namespace) -> None:
         )
     if given.source and not Path(given.source).exists():
         raise InputError(f"--source {given.source} does not exist; check the path")
-    if given.mode != "convert" and (given.source or given.target):
-        raise InputError("--source and --target are for --mode convert; add it, or leave them out")
+    if given.mode != "convert" and given.source:
+        raise InputError("--source is for --mode convert; add it, or leave it out")
+    if given.mode not in ("convert", "figures") and given.target:
+        raise InputError("--target is for --mode convert and figures; add one, or leave it out")
     if given.format and not given.target:
         raise InputError("--format is for --target; add it, or leave --format out")
     if given.mode != "sample" and given.base:
@@ -224,8 +230,9 @@ def _check_comparison(given: argparse.Namespace) -> None:
 
 def _other_workdirs(given: argparse.Namespace) -> tuple[Path, ...]:
     """Those that --with names; each holds a run."""
-    if given.others and given.mode != "figures":
-        raise InputError("--with is for --mode figures; add it, or leave it out")
+    for flag, value in (("--with", given.others), ("--only", given.only)):
+        if value and given.mode != "figures":
+            raise InputError(f"{flag} is for --mode figures; add it, or leave it out")
     others = tuple(Path(name) for name in (given.others or "").split(",") if name)
     for other in others:
         if not (other / "config.json").is_file():

@@ -251,7 +251,8 @@ def _gradients(arguments: Arguments) -> None:
 def _figures(arguments: Arguments) -> None:
     from iddpm_jax import figures
 
-    for line in figures.draw(arguments.config, arguments.workdir, arguments.others):
+    config, workdir, others = arguments.config, arguments.workdir, arguments.others
+    for line in figures.draw(config, workdir, others, arguments.only, arguments.target):
         print(line)
 
 

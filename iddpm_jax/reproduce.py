@@ -58,11 +58,38 @@ def commands(data: str, folder: Path, seeds: int) -> Iterator[list[str]]:
         for row in ("linear_hybrid", "cosine_hybrid"):
             for share in SKIPPED:
                 yield [*runs[row], "--mode", "fid", f"--config.sample.skip={share}"]
+        yield [*runs["cosine_vlb"], "--mode", "gradients"]
     for width in WIDTHS:
         config = f"configs/paper.py:{data},scaling"
         run = ["--workdir", str(folder / f"width{width}")]
         yield ["--config", config, *run, f"--config.model.width={width}"]
         yield [*run, "--mode", "fid"]
+
+
+def figures(folder: Path, seeds: int) -> Iterator[list[str]]:
+    """Arguments of iddpm_jax.main for every figure and table, out of what commands leave.
+
+    Args:
+        folder, seeds: see commands.
+
+    Yields:
+        A list for each command.
+    """
+    of_rows = {
+        "tables,skipped_steps,scores_by_steps": tuple(ROWS),
+        "bound_terms,learning_curves": ("cosine_hybrid", "cosine_vlb", "cosine_vlb_uniform"),
+        "bits_per_dim_by_steps,beta_tilde,forward_process,alpha_bar": ("cosine_hybrid",),
+        "gradient_noise": ("cosine_vlb",),
+    }
+    runs = {
+        names: [f"{row}_seed{seed}" for row in rows for seed in range(seeds)]
+        for names, rows in of_rows.items()
+    }
+    runs["scaling"] = [f"width{width}" for width in WIDTHS]
+    for names, (first, *others) in runs.items():
+        beside = ["--with", ",".join(str(folder / name) for name in others)] if others else []
+        target = ["--only", names, "--target", str(folder / "figures")]
+        yield ["--workdir", str(folder / first), "--mode", "figures", *beside, *target]
 
 
 def _fewer_steps(
@@ -92,7 +119,7 @@ def run(data: str, folder: Path, seeds: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "done.txt"
     done = set(log.read_text(encoding="utf-8").splitlines()) if log.exists() else set()
-    plan = list(commands(data, folder, seeds))
+    plan = [*commands(data, folder, seeds), *figures(folder, seeds)]
     # JAX starts once for all of them: a device per core for batches of any even size.
     os.environ.setdefault("DEVICES", str(2 ** (runtime.cpu_cores().bit_length() - 1)))
     for number, arguments in enumerate(plan, 1):
@@ -105,8 +132,9 @@ def run(data: str, folder: Path, seeds: int) -> int:
             return code
         if "--config" in arguments and not _finished(arguments):
             return 130  # training saves and ends well when it is asked to stop
-        with log.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        if "figures" not in arguments:  # always drawn anew, as more may have been measured
+            with log.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
     return 0
 
 

@@ -73,7 +73,7 @@ Flags
                none
   --mode       train, sample, nll, fid, convert, data, gradients, figures or plan
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
-  --target     convert: a folder to write weights to
+  --target     convert, figures: a folder to write weights or figures to
   --format     convert: pt (default) or safetensors
   --checkpoint sample, nll, fid, gradients, convert --target: best (lowest bits/dim of those
                measured in training) or the step of a checkpoint; the newest by default, and for
@@ -86,6 +86,7 @@ Flags
   --statistics data: .npz to write the statistics of the data's fid.split to
   --with       figures: other workdirs, with commas between, whose results are drawn beside this
                one's
+  --only       figures: names of those to draw, with commas between (all by default)
   --topology   plan: chip and shape of the slice, such as v5e:2x2, v6e:4x4, v5p:2x2x2 or v4:2x2x1
   --part       plan: train (the training step), sample (the sampler) or all (default)
   --devices    virtual devices on a CPU, one per core by default (also: DEVICES=2)

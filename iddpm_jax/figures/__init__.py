@@ -27,34 +27,66 @@ from iddpm_jax.figures.results import Missing, Run
 __all__ = ["draw"]
 
 
-def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> Iterator[str]:
-    """Draw every figure whose inputs are there into the workdir's figures/.
+def draw(
+    config: ConfigDict,
+    workdir: Path,
+    others: tuple[Path, ...] = (),
+    only: tuple[str, ...] = (),
+    folder: Path | None = None,
+) -> Iterator[str]:
+    """Draw every figure whose inputs are there.
 
     Args:
         config: of the workdir.
         workdir: whose results are drawn; it need not hold any.
         others: workdirs of other runs, whose results are drawn beside them.
+        only: names of figures; () for all.
+        folder: where they go; None for the workdir's figures/.
 
     Yields:
         A line for people per figure: where it is, or why it is left out.
 
     Raises:
-        InputError: no matplotlib, a folder that cannot be written, or another run without config.
+        InputError: no matplotlib, a folder that cannot be written, another run without config, or
+            a figure that does not exist.
     """
     require_matplotlib()
-    model = build.model(config)
     runs = _runs(config, workdir, others)
     groups = seeds.groups(runs)
-    folder = workdir / "figures"
+    figures = _figures(config, groups)
+    unknown = [name for name in only if name not in (*figures, TABLES)]
+    if unknown:
+        known = ", ".join((*figures, TABLES))
+        raise InputError(f"--only {unknown[0]} is not a figure; use {known}")
+    folder = folder or workdir / "figures"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror})") from None
+    for name in only or (*figures, TABLES):
+        try:
+            if name == TABLES:
+                yield f"{name:22} {tables.write(folder, groups)} (.json)"
+                continue
+            figure = figures[name]()
+        except Missing as why:
+            yield f"{name:22} left out: {why}"
+            continue
+        path = write(folder / name, figure, about(runs, figure.files))
+        yield f"{name:22} {path} (.svg, .npz, .txt)"
+
+
+TABLES = "tables"
+"""What is written and not drawn."""
+
+
+def _figures(config: ConfigDict, groups: list[seeds.Group]) -> dict[str, Callable[[], Figure]]:
+    """Every figure by its name."""
     T = config.diffusion.T
-    figures: dict[str, Callable[[], Figure]] = {
+    return {
         "beta_tilde": lambda: noise.beta_tilde(T),
         "bound_terms": lambda: bound.terms(groups),
-        "forward_process": lambda: noise.forward_process(config, model),
+        "forward_process": lambda: noise.forward_process(config, build.model(config)),
         "alpha_bar": lambda: noise.alpha_bar(T),
         "learning_curves": lambda: curves.learning_curves(groups),
         "gradient_noise": lambda: noise_scale.noise_scales(groups),
@@ -63,18 +95,6 @@ def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> It
         "skipped_steps": lambda: skipped.skipped_steps(groups),
         "scaling": lambda: scaling.scaling(groups),
     }
-    for name, make in figures.items():
-        try:
-            figure = make()
-        except Missing as why:
-            yield f"{name:22} left out: {why}"
-            continue
-        path = write(folder / name, figure, about(runs, figure.files))
-        yield f"{name:22} {path} (.svg, .npz, .txt)"
-    try:
-        yield f"{'tables':22} {tables.write(folder, groups)} (.json)"
-    except Missing as why:
-        yield f"{'tables':22} left out: {why}"
 
 
 def _runs(config: ConfigDict, workdir: Path, others: tuple[Path, ...]) -> list[Run]:

@@ -68,7 +68,9 @@ def noise_scales(groups: list[Group]) -> Figure:
     for group in groups:
         records = [record for run in group.runs for _, record in measured[run.folder].values()]
         if records:
-            panels[group.label] = {key: line for key in LINES if len((line := _line(key, records)).step)}
+            panels[group.label] = {
+                key: line for key in LINES if len((line := _line(key, records)).step)
+            }
     numbers = {
         "_".join([*([name] if len(panels) > 1 else []), *key, field]): values
         for name, lines in panels.items()

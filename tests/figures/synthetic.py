@@ -78,7 +78,12 @@ def add_scores(
         "preprocessing": "",
         "settings": {"neighbours": 3},
         "scores": [
-            {"name": name, "value": value, "error": error, "better": "higher" if name[:2] in ("IS", "pr", "re") else "lower"}
+            {
+                "name": name,
+                "value": value,
+                "error": error,
+                "better": "higher" if name[:2] in ("IS", "pr", "re") else "lower",
+            }
             for name, value in values.items()
         ],
     }

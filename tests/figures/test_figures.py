@@ -157,3 +157,23 @@ def test_names_of_runs_are_short_where_they_can_be(tmp_path):
     stored_run(tmp_path / "b" / "run")
     runs = figures._runs(config, tmp_path / "a" / "run", (tmp_path / "b" / "run",))
     assert [run.name for run in runs] == ["a/run", "b/run"]
+
+
+def test_only_those_asked_for_are_drawn_where_asked(cli, tmp_path):
+    run = stored_run(tmp_path / "run")
+    target = tmp_path / "elsewhere"
+    only = ("--only", "alpha_bar,tables", "--target", target)
+    code, out, err = cli("--workdir", run.folder, *only)
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["alpha_bar", "tables"]
+    assert "tables" in out and "left out" in out  # of a single run
+    assert {path.stem for path in target.iterdir()} == {"alpha_bar"}
+    assert not (run.folder / "figures").exists()
+
+
+def test_figure_that_does_not_exist_is_refused(cli, tmp_path):
+    run = stored_run(tmp_path / "run")
+    code, _, err = cli("--workdir", run.folder, "--only", "alpha")
+    assert code == 2 and err.count("\n") == 1
+    assert "--only alpha" in err and "alpha_bar" in err and "tables" in err
+    assert not (run.folder / "figures").exists()
