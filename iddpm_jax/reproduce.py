@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from iddpm_jax import main, runtime
+from iddpm_jax.errors import InputError
 
 ROWS = {
     "short_linear_simple": "short,linear,l_simple",
@@ -115,8 +116,14 @@ def run(data: str, folder: Path, seeds: int) -> int:
 
     Returns:
         Exit code of the command that failed, 130 if stopped, else 0.
+
+    Raises:
+        InputError: a folder that cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--workdir {folder} cannot be written ({error.strerror})") from None
     log = folder / "done.txt"
     done = set(log.read_text(encoding="utf-8").splitlines()) if log.exists() else set()
     plan = [*commands(data, folder, seeds), *figures(folder, seeds)]
@@ -144,10 +151,29 @@ def _finished(arguments: list[str]) -> bool:
     return any((workdir / "nll").glob("*.json"))
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 up")
+    return int(text)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=("digits", "emoji"), default="digits")
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = argparse.ArgumentParser(
+        prog="python -m iddpm_jax.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        choices=("digits", "emoji"),
+        default="digits",
+        help="digits (8x8, default): about an hour on two CPU cores; emoji (32x32): hours on a GPU",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="folder for all runs")
+    parser.add_argument("--seeds", type=_whole, default=3, help="trainings of each row (default 3)")
     given = parser.parse_args()
-    sys.exit(run(given.data, given.workdir, given.seeds))
+    try:
+        sys.exit(run(given.data, given.workdir, given.seeds))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -61,8 +61,8 @@ def noise_scales(groups: list[Group]) -> Figure:
     files = tuple(path for steps in measured.values() for path, _ in steps.values())
     if not files:
         raise Missing(
-            f"{groups[0].runs[0].folder} holds no gradient noise; measure it with --mode gradients (after "
-            "training with train.keep_every_steps, to have several checkpoints)"
+            f"{groups[0].runs[0].folder} holds no gradient noise; measure it with --mode gradients "
+            "(after training with train.keep_every_steps, to have several checkpoints)"
         )
     panels = {}
     for group in groups:
