@@ -75,7 +75,8 @@ def test_tests_of_the_page_pass_in_the_changed_copy(copy):
 
 
 def test_command_of_the_page_trains_digits(copy):
-    [command] = re.findall(r"^python (-m iddpm_jax.main --config .*)", PAGE, re.MULTILINE)
+    page = PAGE.replace("\\\n", " ")
+    [command] = re.findall(r"^python (-m iddpm_jax.main --config .*)", page, re.MULTILINE)
     small = ["model.channel_mult=(1,)", "model.attention_resolutions=()", "diffusion.T=50"]
     short = ["train.steps=4", "train.log_every_steps=1", "train.sample_every_steps=0"]
     samples = ["sample.steps=5", "sample.count=4"]
