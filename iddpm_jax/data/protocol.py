@@ -76,7 +76,9 @@ def is_test(n: int, count: int) -> np.ndarray:
     return np.arange(count) % n == n - 1
 
 
-def every(n: int, images: np.ndarray, labels: np.ndarray, names: Iterable, split: str):
+def every(
+    n: int, images: np.ndarray, labels: np.ndarray, names: Iterable, split: str
+) -> ArraySource:
     """Arrays split by that rule.
 
     Args:

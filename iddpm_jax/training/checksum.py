@@ -25,7 +25,7 @@ def checksums(tree: Any) -> dict[str, int]:
         tree: of arrays, random keys among them.
 
     Returns:
-        Checksum by path of the leaf, such as ".params['out']['bias']".
+        Checksum by path of the leaf, such as `.params['out']['bias']`.
     """
     named = jax.tree_util.tree_leaves_with_path(tree)
     # All are under way before the first is waited for.
