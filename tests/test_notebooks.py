@@ -51,7 +51,7 @@ PARAMETERS = {
             for key, value in {**SMALL, "diffusion.T": 100, "train.steps": 4}.items()
         ],
         "counts": [3, 4],
-        "pictures": 6,
+        "pictures": 20,
     },
 }
 """What each notebook is given in place of its cell tagged "parameters"; workdirs are the test's."""
