@@ -63,6 +63,18 @@ class Noise(NamedTuple):
     loss_variance: Value
 
 
+class Comparison(NamedTuple):
+    """What drawing t by importance changes.
+
+    Attributes:
+        factor: tr(Sigma) by importance over tr(Sigma) evenly.
+        scale_evenly: tr(Sigma) evenly over |G|^2 found by importance, examples.
+    """
+
+    factor: Value
+    scale_evenly: Value
+
+
 def group_sizes(batches: int) -> np.ndarray:
     """Batches in each group [K], as even as can be."""
     return np.array([len(part) for part in np.array_split(np.arange(batches), GROUPS)])
@@ -90,29 +102,46 @@ def estimate(sums: Sums) -> Noise:
     """
     values = _jackknife(_point, sums)
     inverse = values.pop("inverse_scale")
-    scale = Value(math.nan, math.nan)
-    if inverse.value > 0:
-        scale = Value(1 / inverse.value, inverse.error / inverse.value**2)
     upper = inverse.value + 2 * inverse.error
     return Noise(
-        scale,
+        _inverted(inverse),
         1 / upper if upper > 0 else math.inf,
         bool(inverse.value > 2 * inverse.error),
         **values,
     )
 
 
-def variance_ratio(sums: Sums, other: Sums) -> Value:
-    """tr(Sigma) of the first over that of the other, which saw the same images.
+def compare(importance: Sums, evenly: Sums) -> Comparison:
+    """One loss with t drawn in two ways, on the same images.
 
-    Where both are gradients of one loss, drawn in two ways without bias, G is the same, and this is
-    the ratio of their noise scales too; it does not ask for |G|^2, which is harder to measure.
+    Neither has a bias, so G is the same, and the ratio of tr(Sigma) is that of the noise scales: it
+    does not ask for |G|^2, which is harder to measure. Where |G|^2 is lost in the noise of one,
+    the other may still know it.
+
+    Args:
+        importance, evenly: sums of the same objective at the same parameters.
+
+    Returns:
+        Comparison, with the errors of a paired jackknife.
     """
 
-    def ratio(first: Sums, second: Sums) -> dict[str, float]:
-        return {"": _point(first)["variance"] / _point(second)["variance"]}
+    def values(first: Sums, second: Sums) -> dict[str, float]:
+        first, second = _point(first), _point(second)
+        variance = second["variance"]
+        return {
+            "factor": first["variance"] / variance,
+            "inverse_scale": first["squared_gradient"] / variance,
+        }
 
-    return _jackknife(ratio, sums, other)[""]
+    found = _jackknife(values, importance, evenly)
+    return Comparison(found["factor"], _inverted(found["inverse_scale"]))
+
+
+def _inverted(inverse: Value) -> Value:
+    """The scale and its error from 1 / scale; NaN where that is not above 0."""
+    if not inverse.value > 0:
+        return Value(math.nan, math.nan)
+    return Value(1 / inverse.value, inverse.error / inverse.value**2)
 
 
 def _point(sums: Sums) -> dict[str, float]:
