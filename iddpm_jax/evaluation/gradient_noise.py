@@ -68,7 +68,8 @@ class Comparison(NamedTuple):
 
     Attributes:
         factor: tr(Sigma) by importance over tr(Sigma) evenly.
-        scale_evenly: tr(Sigma) evenly over |G|^2 found by importance, examples.
+        scale_evenly: tr(Sigma) evenly over |G|^2 found by importance, examples; NaN where that is
+            not resolved.
     """
 
     factor: Value
@@ -102,9 +103,12 @@ def estimate(sums: Sums) -> Noise:
     """
     values = _jackknife(_point, sums)
     inverse = values.pop("inverse_scale")
+    scale = Value(math.nan, math.nan)
+    if inverse.value > 0:
+        scale = Value(1 / inverse.value, inverse.error / inverse.value**2)
     upper = inverse.value + 2 * inverse.error
     return Noise(
-        _inverted(inverse),
+        scale,
         1 / upper if upper > 0 else math.inf,
         bool(inverse.value > 2 * inverse.error),
         **values,
@@ -127,21 +131,15 @@ def compare(importance: Sums, evenly: Sums) -> Comparison:
 
     def values(first: Sums, second: Sums) -> dict[str, float]:
         first, second = _point(first), _point(second)
-        variance = second["variance"]
         return {
-            "factor": first["variance"] / variance,
-            "inverse_scale": first["squared_gradient"] / variance,
+            "factor": first["variance"] / second["variance"],
+            "scale_evenly": second["variance"] / first["squared_gradient"],
         }
 
     found = _jackknife(values, importance, evenly)
-    return Comparison(found["factor"], _inverted(found["inverse_scale"]))
-
-
-def _inverted(inverse: Value) -> Value:
-    """The scale and its error from 1 / scale; NaN where that is not above 0."""
-    if not inverse.value > 0:
-        return Value(math.nan, math.nan)
-    return Value(1 / inverse.value, inverse.error / inverse.value**2)
+    if not estimate(importance).resolved:
+        found["scale_evenly"] = Value(math.nan, math.nan)
+    return Comparison(**found)
 
 
 def _point(sums: Sums) -> dict[str, float]:

@@ -106,3 +106,4 @@ def test_gradient_lost_in_one_noise_is_found_in_the_other():
     truth = 900 * (STD @ STD) / (MEAN @ MEAN)
     value, error = compare(quiet, loud).scale_evenly
     assert abs(value - truth) < 3 * error < 0.5 * truth
+    assert np.isnan(compare(loud, loud).scale_evenly.value)
