@@ -63,6 +63,19 @@ class Noise(NamedTuple):
     loss_variance: Value
 
 
+class Comparison(NamedTuple):
+    """What drawing t by importance changes.
+
+    Attributes:
+        factor: tr(Sigma) by importance over tr(Sigma) evenly.
+        scale_evenly: tr(Sigma) evenly over |G|^2 found by importance, examples; NaN where that is
+            not resolved.
+    """
+
+    factor: Value
+    scale_evenly: Value
+
+
 def group_sizes(batches: int) -> np.ndarray:
     """Batches in each group [K], as even as can be."""
     return np.array([len(part) for part in np.array_split(np.arange(batches), GROUPS)])
@@ -102,17 +115,31 @@ def estimate(sums: Sums) -> Noise:
     )
 
 
-def variance_ratio(sums: Sums, other: Sums) -> Value:
-    """tr(Sigma) of the first over that of the other, which saw the same images.
+def compare(importance: Sums, evenly: Sums) -> Comparison:
+    """One loss with t drawn in two ways, on the same images.
 
-    Where both are gradients of one loss, drawn in two ways without bias, G is the same, and this is
-    the ratio of their noise scales too; it does not ask for |G|^2, which is harder to measure.
+    Neither has a bias, so G is the same, and the ratio of tr(Sigma) is that of the noise scales: it
+    does not ask for |G|^2, which is harder to measure. Where |G|^2 is lost in the noise of one,
+    the other may still know it.
+
+    Args:
+        importance, evenly: sums of the same objective at the same parameters.
+
+    Returns:
+        Comparison, with the errors of a paired jackknife.
     """
 
-    def ratio(first: Sums, second: Sums) -> dict[str, float]:
-        return {"": _point(first)["variance"] / _point(second)["variance"]}
+    def values(first: Sums, second: Sums) -> dict[str, float]:
+        first, second = _point(first), _point(second)
+        return {
+            "factor": first["variance"] / second["variance"],
+            "scale_evenly": second["variance"] / first["squared_gradient"],
+        }
 
-    return _jackknife(ratio, sums, other)[""]
+    found = _jackknife(values, importance, evenly)
+    if not estimate(importance).resolved:
+        found["scale_evenly"] = Value(math.nan, math.nan)
+    return Comparison(**found)
 
 
 def _point(sums: Sums) -> dict[str, float]:

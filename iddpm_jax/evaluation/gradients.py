@@ -12,7 +12,7 @@ from iddpm_jax import build
 from iddpm_jax.diffusion import importance
 from iddpm_jax.errors import InputError
 from iddpm_jax.evaluation.gradient_measurement import Measurement, Row
-from iddpm_jax.evaluation.gradient_noise import Value, variance_ratio
+from iddpm_jax.evaluation.gradient_noise import Value, compare
 from iddpm_jax.evaluation.names import gradients_file
 from iddpm_jax.evaluation.parts import from_main, told_apart
 from iddpm_jax.training.checksum import digest
@@ -108,13 +108,11 @@ def _save(path: Path, rows: list[Row], made_by: dict, run: Run) -> None:
     """The .json with the estimates and, before it, the .npz with what they are made of."""
     sums = {(row.objective, row.timesteps): row.sums for row in rows}
     by_importance = [objective for objective, timesteps in sums if timesteps == "importance"]
-    ratios = {o: variance_ratio(sums[o, "importance"], sums[o, "uniform"]) for o in by_importance}
+    compared = {o: compare(sums[o, "importance"], sums[o, "uniform"]) for o in by_importance}
     record = {
         "step": int(run.state.step),
         "rows": [_row(row) for row in rows],
-        "variance_ratios": {
-            name: {"value": ratio.value, "error": ratio.error} for name, ratio in ratios.items()
-        },
+        "importance": {name: _numbers(found._asdict()) for name, found in compared.items()},
         "made_by": made_by,
         "settings": run.config.to_dict(),
     }
@@ -134,8 +132,14 @@ def _row(row: Row) -> dict:
     """A row of JSON's types: null for what is not known."""
     found = {"objective": row.objective, "timesteps": row.timesteps, "history": row.history}
     found["effective_sample_size"] = float(importance.effective_sample_size(row.p))
-    for name, value in row.noise._asdict().items():
-        name = f"noise_{name}" if name.startswith("scale") else name
+    noise = row.noise._asdict().items()
+    return found | _numbers({f"noise_{n}" if n.startswith("scale") else n: v for n, v in noise})
+
+
+def _numbers(values: dict[str, Value | float | bool]) -> dict:
+    """Values and NAME_error of JSON's types."""
+    found = {}
+    for name, value in values.items():
         if isinstance(value, Value):
             found |= {name: _finite(value.value), f"{name}_error": _finite(value.error)}
         else:
@@ -164,11 +168,15 @@ def table(record: dict) -> Iterator[str]:
             f"{_with_error(row, 'squared_gradient'):>22}{_with_error(row, 'variance'):>20}"
             f"{_spread(row, 'norm'):>19}{_spread(row, 'loss'):>19}"
         )
-    for name, ratio in record["variance_ratios"].items():
-        yield (
-            f"{NAMES[name]}: drawing t by importance changes the variance of the gradient "
-            f"by the factor {ratio['value']:.3g} +- {ratio['error']:.1g}"
+    for name, found in record["importance"].items():
+        line = (
+            f"{NAMES[name]}: drawing t by importance multiplies tr(Sigma) by "
+            f"{found['factor']:.3g} +- {found['factor_error']:.1g}"
         )
+        if found["scale_evenly"] is not None:
+            scale, error = _count(found["scale_evenly"]), _count(found["scale_evenly_error"])
+            line += f"; with its |G|^2 the noise scale drawn evenly is {scale} +- {error}"
+        yield line
 
 
 def _scale(row: dict) -> str:

@@ -102,7 +102,7 @@ def _newest(run: Run) -> dict[int, tuple[Path, dict]]:
     for path in sorted((run.folder / "gradients").glob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            step = record["step"]
+            step, _, _ = record["step"], record["rows"], record["importance"]
             better = step not in found or _images(record) >= _images(found[step][1])
         except (ValueError, KeyError):
             raise Missing(f"{path} is not whole; measure it again") from None
@@ -118,23 +118,35 @@ def _images(record: dict) -> int:
 
 def _line(key: tuple[str, str], records: list[dict]) -> Line:
     """One line of a panel; records of one step belong to several seeds."""
-    by_step: dict[int, list[dict]] = {}
+    by_step: dict[int, list[tuple]] = {}
     for record in sorted(records, key=lambda record: record["step"]):
         for row in record["rows"]:
             if (row["objective"], row["timesteps"]) == key:
-                by_step.setdefault(record["step"], []).append(row)
-    points = [_point(rows) for rows in by_step.values()]
+                by_step.setdefault(record["step"], []).append(_point(row, record["importance"]))
+    points = [_joined(points) for points in by_step.values()]
     columns = np.array(points, np.float64).reshape(len(points), 3).T
     return Line(np.array(list(by_step)), *columns)
 
 
-def _point(rows: list[dict]) -> tuple[float, float, float]:
-    """(scale, error, at least) of one step; of several seeds the mean and the spread."""
-    if not all(row["resolved"] for row in rows):
-        known = [row["noise_scale_at_least"] for row in rows]
-        return np.nan, np.nan, min((k for k in known if k is not None), default=np.nan)
-    mean, spread = mean_and_spread([row["noise_scale"] for row in rows])
-    return mean, spread if len(rows) > 1 else rows[0]["noise_scale_error"], np.nan
+def _point(row: dict, importance: dict) -> tuple[float, float, float]:
+    """(scale, error, at least) of a row; |G|^2 by importance where its own is lost in the noise."""
+    if row["resolved"]:
+        return row["noise_scale"], row["noise_scale_error"], np.nan
+    found = importance.get(row["objective"], {}) if row["timesteps"] == "uniform" else {}
+    if found.get("scale_evenly") is not None:
+        return found["scale_evenly"], found["scale_evenly_error"], np.nan
+    least = row["noise_scale_at_least"]
+    return np.nan, np.nan, np.nan if least is None else least
+
+
+def _joined(points: list[tuple]) -> tuple[float, float, float]:
+    """Points of several seeds as mean and spread, or as the lowest bound if one has no scale."""
+    if len(points) == 1:
+        return points[0]
+    scales, _, bounds = np.array(points, np.float64).T
+    if np.isnan(scales).any():
+        return np.nan, np.nan, np.nanmin([*scales, *bounds])
+    return *mean_and_spread(scales), np.nan
 
 
 def _draw_lines(axes, lines: dict[tuple[str, str], Line]) -> None:
@@ -164,8 +176,9 @@ def _caption(panels: list[str]) -> str:
         "batch whose noise is as large as the gradient itself (McCandlish et "
         "al. 2018), at the checkpoints of a run. Every objective is measured at the same "
         "parameters, whichever was trained, with t drawn evenly (full lines) and by importance "
-        "(dashed). Bars: standard errors by the jackknife. Arrows: the gradient is lost in the "
-        "noise, and the scale is at least this."
+        "(dashed). Bars: standard errors by the jackknife. Where |G|^2 is lost in "
+        "the noise with t drawn evenly, it is that found by importance, which estimates the same "
+        "gradient. Arrows: it is lost in both, and the scale is at least this."
     )
     if any(name.endswith(" seeds)") for name in panels):
         text += " Where seeds are joined: mean and standard deviation between them."

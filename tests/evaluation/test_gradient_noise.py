@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iddpm_jax.evaluation.gradient_noise import GROUPS, Sums, estimate, group_sizes, variance_ratio
+from iddpm_jax.evaluation.gradient_noise import GROUPS, Sums, compare, estimate, group_sizes
 
 BATCH, DIMENSIONS = 4, 6
 MEAN = np.array([0.3, -0.1, 0.2, 0.0, 0.1, -0.2])
@@ -95,5 +95,15 @@ def test_no_gradient_at_all_has_no_scale():
 
 def test_ratio_of_paired_gradients_is_surer_than_its_parts():
     x = np.random.default_rng(6).standard_normal((50, DIMENSIONS))
-    first, other = sums_of(0.5 * x), sums_of(x)
-    np.testing.assert_allclose(variance_ratio(first, other), (0.25, 0.0), atol=1e-12)
+    found = compare(sums_of(0.5 * x), sums_of(x))
+    np.testing.assert_allclose(found.factor, (0.25, 0.0), atol=1e-12)
+
+
+def test_gradient_lost_in_one_noise_is_found_in_the_other():
+    rng = np.random.default_rng(7)
+    quiet, loud = quadratic(rng, 200, scale=0.1), quadratic(rng, 200, scale=30.0)
+    assert not estimate(loud).resolved
+    truth = 900 * (STD @ STD) / (MEAN @ MEAN)
+    value, error = compare(quiet, loud).scale_evenly
+    assert abs(value - truth) < 3 * error < 0.5 * truth
+    assert np.isnan(compare(loud, loud).scale_evenly.value)

@@ -88,7 +88,7 @@ def test_every_checkpoint_is_measured_once_and_kept(cli, tmp_path, monkeypatch):
     noise, row = estimate(sums), rows["l_vlb", "uniform"]
     assert row["variance"] == noise.variance.value
     assert row["noise_scale_error"] == noise.scale.error or math.isnan(noise.scale.error)
-    ratio = record["variance_ratios"]["l_vlb"]["value"]
+    ratio = record["importance"]["l_vlb"]["factor"]
     quotient = rows["l_vlb", "importance"]["variance"] / row["variance"]
     np.testing.assert_allclose(ratio, quotient, rtol=1e-12)
 
@@ -150,7 +150,14 @@ def test_table_says_bounds_and_errors():
         "step": 1000,
         "made_by": {"gradients": {"batches": 20, "batch_size": 8}},
         "rows": [row, lost, {**lost, "noise_scale_at_least": None}],
-        "variance_ratios": {"l_vlb": {"value": 0.25, "error": 0.01}},
+        "importance": {
+            "l_vlb": {
+                "factor": 0.25,
+                "factor_error": 0.01,
+                "scale_evenly": 12345.0,
+                "scale_evenly_error": 600.0,
+            }
+        },
     }
     title, _, first, second, third, ratio = gradients.table(record)
     assert title.startswith("step 1,000")
@@ -158,4 +165,4 @@ def test_table_says_bounds_and_errors():
     for word in words:
         assert word in first
     assert "by importance" in second and "> 900" in second and "unknown" in third
-    assert "0.25 +- 0.01" in ratio
+    assert "0.25 +- 0.01" in ratio and "12,345 +- 600" in ratio

@@ -92,7 +92,13 @@ def add_scores(
     path.write_text(json.dumps(record))
 
 
-def add_gradients(run: Run, step: int, scales: dict[tuple[str, str], float | None], **changes):
+def add_gradients(
+    run: Run,
+    step: int,
+    scales: dict[tuple[str, str], float | None],
+    evenly: float | None = None,
+    **changes: object,
+) -> None:
     """Gradient noise at a checkpoint, as gradients.measure writes it; None: lost in the noise."""
     opened = with_state(run, step, **changes)
     rows = [
@@ -109,7 +115,9 @@ def add_gradients(run: Run, step: int, scales: dict[tuple[str, str], float | Non
     made_by = {"gradients": opened.config.gradients.to_dict()}
     path = names.gradients_file(run.folder, opened)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"step": step, "rows": rows, "made_by": made_by}))
+    compared = {"scale_evenly": evenly, "scale_evenly_error": evenly and 0.5 * evenly}
+    record = {"step": step, "rows": rows, "importance": {"l_vlb": compared}, "made_by": made_by}
+    path.write_text(json.dumps(record))
 
 
 def add_curves(run: Run, rows: list[dict]) -> None:

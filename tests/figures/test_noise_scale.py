@@ -32,6 +32,16 @@ def test_scale_lost_in_noise_is_a_lower_bound(tmp_path):
     np.testing.assert_array_equal(numbers["l_vlb_uniform_at_least"], [np.nan, 5000])
 
 
+def test_gradient_known_by_importance_serves_even_draws(tmp_path):
+    run = stored_run(tmp_path / "run")
+    add_gradients(run, 20, {EVENLY: None, IMPORTANCE: 30.0}, evenly=800.0)
+    add_gradients(run, 40, {EVENLY: 700.0, IMPORTANCE: None}, evenly=800.0)
+    numbers = noise_scale.noise_scales([run]).numbers
+    np.testing.assert_array_equal(numbers["l_vlb_uniform_scale"], [800, 700])
+    np.testing.assert_array_equal(numbers["l_vlb_uniform_error"], [400, 70])
+    np.testing.assert_array_equal(numbers["l_vlb_importance_at_least"], [np.nan, 5000])
+
+
 def test_measurement_of_most_images_counts(tmp_path):
     run = stored_run(tmp_path / "run")
     for batches, scale in ((100, 50.0), (400, 60.0), (200, 70.0)):
@@ -52,6 +62,15 @@ def test_seeds_are_joined_and_other_runs_are_not(tmp_path):
     np.testing.assert_allclose(figure.numbers[f"{joined}_error"], np.sqrt((400 + 100 + 900) / 2))
     np.testing.assert_array_equal(figure.numbers["other_l_vlb_uniform_scale"], [5])
     assert "between them" in figure.caption
+
+
+def test_seed_without_a_scale_leaves_the_lowest_bound(tmp_path):
+    runs = [stored_run(tmp_path / f"run{seed}", seed=seed) for seed in range(2)]
+    for run, scale in zip(runs, (100.0, None), strict=True):
+        add_gradients(run, 20, {EVENLY: scale})
+    numbers = noise_scale.noise_scales(runs).numbers
+    np.testing.assert_array_equal(numbers["l_vlb_uniform_scale"], [np.nan])
+    np.testing.assert_array_equal(numbers["l_vlb_uniform_at_least"], [100])
 
 
 def test_what_is_missing_or_broken_is_said(tmp_path):
