@@ -44,7 +44,7 @@ Examples
       --config.fid.neighbours=5
   Gradient noise of a run that kept a checkpoint every 100 steps (train.keep_every_steps=100):
     python -m iddpm_jax.main --workdir runs/digits --mode gradients
-  The paper's figures for this run, and beside those of another:
+  The paper's figures for this run, and beside those of another, with its tables:
     python -m iddpm_jax.main --workdir runs/digits --mode figures
     python -m iddpm_jax.main --workdir runs/digits --mode figures --with runs/vlb
   OpenAI's CIFAR-10 model, downloaded before; then sample, nll and train work in its workdir:

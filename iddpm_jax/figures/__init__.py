@@ -1,4 +1,4 @@
-"""--mode figures: the paper's figures that need no grid of trainings, from a workdir's results."""
+"""--mode figures: the paper's figures and tables from the results of one run or several."""
 
 import os
 from collections.abc import Callable, Iterator

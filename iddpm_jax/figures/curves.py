@@ -126,8 +126,10 @@ def _draw_loss(axes, found: dict[str, Columns], key: str) -> None:
                 mean, spread = over_seeds(columns[column])
                 look = {"color": colour, "mfc": "white", "ms": 4 if alone else 3, "elinewidth": 0.8}
                 axes.errorbar(columns["step"], mean, spread, fmt="D", **look)
-                label = f"measured, {column.removesuffix('_bits_per_dim')} split"
-                axes.plot([], [], "D", color="black", mfc="white", label=label)
+    for column in dict.fromkeys(c for columns in found.values() for c in columns):
+        if key == "l_vlb" and column.endswith("_bits_per_dim"):
+            label = f"measured, {column.removesuffix('_bits_per_dim')} split"
+            axes.plot([], [], "D", color="black", mfc="white", label=label)
     logarithmic(axes)
     axes.set_xlabel("training step")
 
@@ -139,7 +141,8 @@ def _draw_curve(axes, columns: Columns, key: str, label: str | None, style: dict
     axes.plot(each[0][0], mean, label=label, **style)
     if len(each) > 1:
         band = {"color": style["color"], "alpha": 0.2, "lw": 0}
-        axes.fill_between(each[0][0], mean - spread, mean + spread, **band)
+        low = np.maximum(mean - spread, 0.1 * mean)  # a logarithmic axis has no place for less
+        axes.fill_between(each[0][0], low, mean + spread, **band)
 
 
 def _draw_importance(axes, found: dict[str, Columns]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from iddpm_jax.errors import InputError
 
@@ -112,13 +113,22 @@ def write(stem: Path, figure: Figure, about: str) -> Path:
         png = stem.with_suffix(".png")
         # Noise does not compress: pictures of it take fewer dots.
         for dots in (200, 140, 100, 70):
-            canvas.savefig(png, dpi=dots, metadata={"Software": None})
+            _save(canvas, png, dots)
             if png.stat().st_size < LARGEST_PNG:
                 break
     np.savez_compressed(stem.with_suffix(".npz"), **figure.numbers)
     caption = textwrap.fill(figure.caption, 100)
     stem.with_suffix(".txt").write_text(f"{caption}\n\n{about}\n", encoding="utf-8")
     return png
+
+
+def _save(canvas: Any, path: Path, dots: int) -> None:
+    """Save a PNG; lines and words, which need few colours, with 256 of them if it is large."""
+    canvas.savefig(path, dpi=dots, metadata={"Software": None})
+    if path.stat().st_size >= LARGEST_PNG and not any(axes.images for axes in canvas.axes):
+        with Image.open(path) as image:
+            few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(path, dpi=(dots, dots), optimize=True)
 
 
 def step_ticks(axes: Any, steps: np.ndarray) -> None:
@@ -149,7 +159,8 @@ def logarithmic(axes: Any) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high / low < 300:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        subs = (1, 1.5, 2, 3, 5, 7) if high / low < 10 else (1, 2, 5)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(NullLocator())
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iddpm_jax import build
-from iddpm_jax.figures.drawing import WIDTH, Figure, line_style, logarithmic, shared_legend
-from iddpm_jax.figures.points import Curves, Found, Point, bars, files, pooled
+from iddpm_jax.figures.drawing import WIDTH, Figure, line_style, logarithmic
+from iddpm_jax.figures.points import Curves, Found, Point, bars, draw_legend, files, pooled
 from iddpm_jax.figures.results import (
     Missing,
     Run,
@@ -26,6 +26,10 @@ KEY = "model.width"
 
 ON_THE_WAY = "_bits_per_dim"
 """How columns of metrics.jsonl end that hold bits/dim measured while training."""
+
+
+LAW = {"color": "black", "ls": ":", "lw": 1.0}
+"""How a power law is drawn."""
 
 
 class Fit(NamedTuple):
@@ -68,12 +72,14 @@ def scaling(groups: list[Group]) -> Figure:
     def draw(canvas):
         rows = canvas.subplots(len(panels), 2, squeeze=False)
         for (left, right), (name, found) in zip(rows, panels.items(), strict=True):
-            _draw_by_compute(left, found, fits[name])
-            _draw_by_width(right, at_the_end[name])
+            _draw_by_compute(left, found, fits[name], list(family))
+            _draw_by_width(right, at_the_end[name], list(family))
             left.set_ylabel(name)
         rows[-1, 0].set_xlabel("training compute (FLOPs)")
         rows[-1, 1].set_xlabel("width at the end of training")
-        shared_legend(canvas, rows[:, 0])
+        labels = [f"width {width}" for width in family]
+        legend = {label: line_style(i, True) for i, label in enumerate(labels)}
+        draw_legend(canvas, legend | ({"power law": LAW} if any(fits.values()) else {}))
 
     size = WIDTH, 0.6 + 2.1 * len(panels)
     every = {**panels, **{f"{name}, at the end": found for name, found in at_the_end.items()}}
@@ -210,28 +216,29 @@ def _with_floor(x: np.ndarray, y: np.ndarray, exponent: float) -> Fit | None:
     return Fit(float(share * least), float(scale), float(exponent))
 
 
-def _draw_by_compute(axes: Any, found: Curves, fit: Fit | None) -> None:
-    for i, ((label,), curve) in enumerate(found.items()):
+def _draw_by_compute(axes: Any, found: Curves, fit: Fit | None, family: list[int]) -> None:
+    for i, width in enumerate(family):
+        curve = found.get((f"width {width}",), {})
         value, error = ([point[part] for point in curve.values()] for part in (0, 1))
-        axes.errorbar(list(curve), value, error, label=label, elinewidth=0.8, **line_style(i, True))
+        axes.errorbar(list(curve), value, error, elinewidth=0.8, **line_style(i, True))
     axes.set_xscale("log")
     if fit:
         x = np.geomspace(*axes.get_xlim(), 50)
-        axes.plot(x, fit(x), color="black", ls=":", lw=1.0, label="power law", zorder=1)
+        axes.plot(x, fit(x), zorder=1, **LAW)
     if min(point.value for curve in found.values() for point in curve.values()) > 0:
         logarithmic(axes)
 
 
-def _draw_by_width(axes: Any, found: Curves) -> None:
+def _draw_by_width(axes: Any, found: Curves, family: list[int]) -> None:
     from matplotlib.ticker import NullLocator
 
     points = [(x, p) for curve in found.values() for x, p in curve.items()]
     axes.plot([x for x, _ in points], [p.value for _, p in points], color="#999999", lw=0.8)
-    for i, (x, point) in enumerate(points):
-        style = {**line_style(i, True), "ls": ""}
+    for x, point in points:
+        style = {**line_style(family.index(x), True), "ls": ""}
         axes.errorbar([x], [point.value], [point.error], elinewidth=0.8, **style)
     axes.set_xscale("log")
-    axes.set_xticks([x for x, _ in points], [f"{x:,}" for x, _ in points])
+    axes.set_xticks(family, [f"{x:,}" for x in family])
     axes.xaxis.set_minor_locator(NullLocator())
     if min(p.value for _, p in points) > 0:
         logarithmic(axes)

@@ -9,7 +9,6 @@ import numpy as np
 
 from iddpm_jax.figures.captions import description, version
 from iddpm_jax.figures.results import (
-    Measured,
     Missing,
     OfRun,
     Run,
@@ -70,11 +69,10 @@ def write(folder: Path, groups: list[Group]) -> Path:
     bounds, bound_words = _bounds(groups)
     compared, score_words = _scores(groups)
     if not bounds and not compared:
-        raise Missing("no run has bits/dim of all steps or scores of its default samples")
-    about = _about(groups)
+        raise Missing("no run has bits/dim of all steps or scores of samples")
     rows = [
-        Row(group, words, _cells(group, bounds, compared))
-        for group, words in zip(groups, about, strict=True)
+        Row(group, about | _steps(group, bounds, compared), _cells(group, bounds, compared))
+        for group, about in zip(groups, _about(groups), strict=True)
     ]
     notes = []
     if bounds:
@@ -83,7 +81,8 @@ def write(folder: Path, groups: list[Group]) -> Path:
             f"{', '.join(bound_words)}."
         )
     if compared:
-        notes.append(f"Scores of samples: {', '.join(score_words)}.")
+        samplers = dict.fromkeys(each.sampler[0] for _, each in compared)
+        notes.append(f"Scores of samples: {', '.join((*samplers, *score_words))}.")
     path = folder / "tables.md"
     path.write_text(_markdown(rows, notes), encoding="utf-8")
     record = {"notes": notes, "rows": [_in_full(row) for row in rows], "drawn_by": version()}
@@ -98,20 +97,27 @@ def _bounds(groups: list[Group]) -> tuple[list[OfRun], list[str]]:
 
 
 def _scores(groups: list[Group]) -> tuple[list[OfRun], list[str]]:
-    """Scores of each run's newest checkpoint under its default sampler, of the commonest kind."""
+    """Scores of each run's newest checkpoint under its own sampler, of the commonest kind.
+
+    With its default number of steps, or where no run has such, with the commonest number.
+    """
     found = []
     for run in (run for group in groups for run in group.runs):
-        there = [each for each in scores(run) if _is_default(run, each)]
+        there = [each for each in scores(run) if each.sampler == _own_sampler(run)[0]]
         newest = max((each.training_step for each in there), default=0)
         found += [(run, each) for each in there if each.training_step == newest]
-    return commonest(found, kind)
+    default = [(run, each) for run, each in found if each.steps == _own_sampler(run)[1]]
+    if default:
+        return commonest(default, kind)
+    return commonest(found, lambda run, each: (*kind(run, each), f"{each.steps:,} steps"))
 
 
-def _is_default(run: Run, each: Measured) -> bool:
+def _own_sampler(run: Run) -> tuple[tuple[str, ...], int]:
+    """The words and the number of steps of the sampler that the config asks for."""
     s, d = run.config.sample, run.config.diffusion
     steps = (s.steps or str(d.T)).replace(",", "-")
     words = sampler_words(s.sampler, steps, s.eta, s.skip, s.variance or d.variance)
-    return each.sampler == words and each.steps == count_steps(steps)
+    return words, count_steps(steps)
 
 
 def _cells(group: Group, bounds: Iterable[OfRun], compared: Iterable[OfRun]) -> dict[str, Cell]:
@@ -149,7 +155,6 @@ def _about(groups: list[Group]) -> list[dict[str, str]]:
     ]
     rows = []
     for group, each in zip(groups, all_settings, strict=True):
-        steps = sorted({run.config.sample.steps or f"{each['diffusion.T']}" for run in group.runs})
         rows.append(
             {
                 "training steps": f"{each['train.steps']:,}",
@@ -157,11 +162,27 @@ def _about(groups: list[Group]) -> list[dict[str, str]]:
                 "schedule": str(each["diffusion.schedule"]),
                 "objective": _objective(each),
                 **{key: str(each[key]) for key in others},
-                "sampling steps": ", ".join(steps),
+                "sampling steps": "",
                 "seeds": str(len(group.runs)),
             }
         )
     return rows
+
+
+def _steps(group: Group, bounds: list[OfRun], compared: list[OfRun]) -> dict[str, str]:
+    """Training steps, also of the checkpoints where these are others, and sampling steps."""
+    folders = {run.folder for run in group.runs}
+    steps = group.runs[0].config.train.steps
+    checkpoints = {e.training_step for run, e in (*bounds, *compared) if run.folder in folders}
+    sampling = {each.steps for run, each in compared if run.folder in folders}
+    trained = f"{steps:,}"
+    if checkpoints - {steps}:
+        trained = f"{_listed(checkpoints)} of {trained}"
+    return {"training steps": trained, "sampling steps": _listed(sampling)}
+
+
+def _listed(numbers: set[int]) -> str:
+    return ", ".join(f"{number:,}" for number in sorted(numbers)) or "-"
 
 
 def _objective(each: dict[str, object]) -> str:
@@ -206,9 +227,11 @@ def _whence(group: Group) -> str:
 
 
 def _best(rows: list[Row], name: str) -> float:
+    """The best mean of a column, NaN where all are the same."""
     cells = [row.cells[name] for row in rows if name in row.cells]
+    means = {mean_and_spread(cell.values)[0] for cell in cells}
     choose = min if cells[0].better == "lower" else max
-    return choose(mean_and_spread(cell.values)[0] for cell in cells)
+    return choose(means) if len(means) > 1 else float("nan")
 
 
 def _text(cell: Cell | None, best: float, seeds: int) -> str:
@@ -239,7 +262,7 @@ def _in_full(row: Row) -> dict:
         "name": row.group.name,
         "folders": [str(run.folder) for run in row.group.runs],
         "seeds": [run.config.seed for run in row.group.runs],
-        **row.about,
+        "settings": row.about,
         "measured": {
             name: {
                 "values": cell.values,

@@ -203,6 +203,33 @@ def test_guided_samples_are_those_of_the_combined_network(sampler, scale):
     assert (images != draw_formula(sample__sampler=sampler)).mean() > 0.1
 
 
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_samples_of_a_skipped_beginning_and_a_fixed_variance_are_those_by_hand(variance):
+    """Three of five steps, from N(0, I) at the third, in float64."""
+    steps = np.array([0, 5, 10])
+    bar = np.cumprod(1 - build.model(tiny()).betas)[steps]
+    before = np.append(1.0, bar[:-1])
+    beta = 1 - bar / before
+    sigma2 = {"fixed_small": beta * (1 - before) / (1 - bar), "fixed_large": beta}[variance]
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(8)]
+
+    def noise(t):
+        drawn = [jax.random.normal(jax.random.fold_in(key, t), (8, 8, 1)) for key in keys]
+        return np.stack([np.asarray(one, np.float64) for one in drawn])
+
+    x, y = noise(3), np.arange(8)[:, None, None, None]
+    for t in (2, 1, 0):
+        eps = (0.3 + 0.2 * y) * x + 0.01 * y
+        x_0 = np.clip((x - np.sqrt(1 - bar[t]) * eps) / np.sqrt(bar[t]), -1, 1)
+        of_x_0 = np.sqrt(before[t]) * beta[t] / (1 - bar[t])
+        of_x_t = np.sqrt(1 - beta[t]) * (1 - before[t]) / (1 - bar[t])
+        x = of_x_0 * x_0 + of_x_t * x + (np.sqrt(sigma2[t]) * noise(t) if t else 0.0)
+    changes = {"sample__skip": 0.4, "sample__sampler": "ancestral"}
+    images = draw_formula(**changes, sample__variance=variance)
+    assert_same_pictures(to_uint8(x.astype(np.float32)), images)
+    assert (images != draw_formula(**changes)).mean() > 0.1
+
+
 def test_network_runs_on_both_halves_only_where_there_is_guidance():
     plain, guided = [], []
     draw_formula(shapes=plain)

@@ -78,12 +78,7 @@ def add_scores(
         "preprocessing": "",
         "settings": {"neighbours": 3},
         "scores": [
-            {
-                "name": name,
-                "value": value,
-                "error": error,
-                "better": "higher" if name[:2] in ("IS", "pr", "re") else "lower",
-            }
+            {"name": name, "value": value, "error": error, "better": _better(name)}
             for name, value in values.items()
         ],
     }
@@ -118,6 +113,10 @@ def add_gradients(
     compared = {"scale_evenly": evenly, "scale_evenly_error": evenly and 0.5 * evenly}
     record = {"step": step, "rows": rows, "importance": {"l_vlb": compared}, "made_by": made_by}
     path.write_text(json.dumps(record))
+
+
+def _better(name: str) -> str:
+    return "higher" if name.startswith(("IS", "precision", "recall")) else "lower"
 
 
 def add_curves(run: Run, rows: list[dict]) -> None:

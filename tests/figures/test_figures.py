@@ -20,7 +20,9 @@ NAMES = (
     "gradient_noise",
     "bits_per_dim_by_steps",
     "scores_by_steps",
+    "skipped_steps",
 )
+OF_SEVERAL = ("scaling", "tables")
 
 
 @pytest.fixture(name="cli")
@@ -37,13 +39,14 @@ def make_cli(monkeypatch, capsys):
     return call
 
 
-def with_results(folder):
-    """A workdir from which every figure can be drawn."""
-    run = stored_run(folder)
+def with_results(folder, **changes):
+    """A workdir from which every figure of one run can be drawn."""
+    run = stored_run(folder, **changes)
     for steps in (20, 10):
         add_likelihood(run, steps)
         add_scores(run, "ddim", str(steps), {"FD-digits": 1.0 + steps}, 0.1)
         add_gradients(run, steps, {("l_hybrid", "uniform"): 100.0, ("l_vlb", "importance"): None})
+    add_scores(run, "ddim", "20", {"FD-digits": 22.0}, 0.1, sample__skip=0.2)
     state = {"effective_sample_size": 0.5, "warmed_up": 1.0}
     add_curves(run, [curve_row(n, **state, test_bits_per_dim=5.0) for n in (2, 4)])
     return run
@@ -54,8 +57,8 @@ def test_every_figure_is_drawn_and_says_where_it_comes_from(cli, tmp_path):
     run = with_results(tmp_path / "run")
     code, out, err = cli("--workdir", run.folder)
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()] == list(NAMES)
-    assert "left out" not in out
+    assert [line.split()[0] for line in out.splitlines()] == [*NAMES, *OF_SEVERAL]
+    assert [line.split()[0] for line in out.splitlines() if "left out" in line] == [*OF_SEVERAL]
     for name in NAMES:
         stem = run.folder / "figures" / name
         with Image.open(stem.with_suffix(".png")) as image:
@@ -73,7 +76,8 @@ def test_every_figure_is_drawn_and_says_where_it_comes_from(cli, tmp_path):
 
 @pytest.mark.slow
 def test_runs_are_drawn_beside_each_other(cli, tmp_path):
-    one, other = with_results(tmp_path / "one"), with_results(tmp_path / "other")
+    one = with_results(tmp_path / "one")
+    other = with_results(tmp_path / "other", model__width=64)
     code, out, err = cli("--workdir", one.folder, "--with", other.folder)
     assert (code, err) == (0, "")
     assert "left out" not in out
@@ -82,6 +86,9 @@ def test_runs_are_drawn_beside_each_other(cli, tmp_path):
         assert {"one_l_vlb", "other_l_vlb"} <= set(numbers.files)
     text = (one.folder / "figures" / "scores_by_steps.txt").read_text(encoding="utf-8")
     assert "one: digits" in text and "other: digits" in text
+    with np.load(one.folder / "figures" / "scaling.npz") as numbers:
+        assert "FD_digits_end_width_64_value" in numbers.files
+    assert "| 64 |" in (one.folder / "figures" / "tables.md").read_text(encoding="utf-8")
 
 
 def test_what_is_not_there_is_left_out_with_the_reason(cli, tmp_path):
@@ -90,7 +97,7 @@ def test_what_is_not_there_is_left_out_with_the_reason(cli, tmp_path):
     assert (code, err) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     left_out = {name for name in lines if lines[name].startswith("left out: ")}
-    assert left_out == set(NAMES) - {"beta_tilde", "alpha_bar"}
+    assert left_out == {*NAMES, *OF_SEVERAL} - {"beta_tilde", "alpha_bar"}
     assert "/nowhere" in lines["forward_process"]
     for name, word in (
         ("bound_terms", "--mode nll"),
@@ -98,6 +105,9 @@ def test_what_is_not_there_is_left_out_with_the_reason(cli, tmp_path):
         ("gradient_noise", "--mode gradients"),
         ("bits_per_dim_by_steps", "--config.nll.steps"),
         ("scores_by_steps", "--mode fid"),
+        ("skipped_steps", "--config.sample.skip"),
+        ("scaling", "--with"),
+        ("tables", "--with"),
     ):
         assert word in lines[name]
     written = {path.stem for path in (run.folder / "figures").iterdir()}
