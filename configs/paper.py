@@ -87,7 +87,7 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
     """A config of the ablations.
 
     Args:
-        variants: comma-separated; digits or emoji first, then of short, uniform, scaling,
+        variants: comma-separated; digits (taken without either) or emoji first, then of short, uniform, scaling,
             l_simple, l_hybrid, l_vlb, linear, cosine, T1000, T4000.
 
     Returns:
@@ -96,6 +96,8 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
     config = base_config.base()
     config.model.class_conditional = True
     config.train.sample_every_steps = 0
+    if "emoji" not in variants.split(","):
+        _digits(config)
     apply(config, variants, VARIANTS)
     config.sample.ema_rate = config.nll.ema_rate = config.train.ema_rates[0]
     return config

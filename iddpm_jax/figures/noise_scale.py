@@ -91,7 +91,7 @@ def noise_scales(groups: list[Group]) -> Figure:
                 axes.set_title(name)
         for row in grid:
             row[0].set_ylabel("noise scale (images)")
-        shared_legend(canvas, list(grid.flat), columns=3)
+        shared_legend(canvas, list(grid.flat))
 
     return Figure(numbers, _caption(list(panels)), size, draw, files)
 

@@ -36,7 +36,7 @@ def test_gradient_known_by_importance_serves_even_draws(tmp_path):
     run = stored_run(tmp_path / "run")
     add_gradients(run, 20, {EVENLY: None, IMPORTANCE: 30.0}, evenly=800.0)
     add_gradients(run, 40, {EVENLY: 700.0, IMPORTANCE: None}, evenly=800.0)
-    numbers = noise_scale.noise_scales([run]).numbers
+    numbers = noise_scale.noise_scales(groups([run])).numbers
     np.testing.assert_array_equal(numbers["l_vlb_uniform_scale"], [800, 700])
     np.testing.assert_array_equal(numbers["l_vlb_uniform_error"], [400, 70])
     np.testing.assert_array_equal(numbers["l_vlb_importance_at_least"], [np.nan, 5000])
@@ -68,7 +68,7 @@ def test_seed_without_a_scale_leaves_the_lowest_bound(tmp_path):
     runs = [stored_run(tmp_path / f"run{seed}", seed=seed) for seed in range(2)]
     for run, scale in zip(runs, (100.0, None), strict=True):
         add_gradients(run, 20, {EVENLY: scale})
-    numbers = noise_scale.noise_scales(runs).numbers
+    numbers = noise_scale.noise_scales(groups(runs)).numbers
     np.testing.assert_array_equal(numbers["l_vlb_uniform_scale"], [np.nan])
     np.testing.assert_array_equal(numbers["l_vlb_uniform_at_least"], [100])
 
