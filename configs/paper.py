@@ -87,8 +87,8 @@ def get_config(variants: str = "") -> base_config.ConfigDict:
     """A config of the ablations.
 
     Args:
-        variants: comma-separated; digits (taken without either) or emoji first, then of short, uniform, scaling,
-            l_simple, l_hybrid, l_vlb, linear, cosine, T1000, T4000.
+        variants: comma-separated; emoji first, unless it is the digits, then of short, uniform,
+            scaling, l_simple, l_hybrid, l_vlb, linear, cosine, T1000, T4000.
 
     Returns:
         ConfigDict.
