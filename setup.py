@@ -109,7 +109,10 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["iddpm_jax", "iddpm_jax.*"]),
-    package_data={"iddpm_jax": ["assets/*"]},
+    package_data={
+        "iddpm_jax": ["assets/*"],
+        "iddpm_jax.report": ["page.html", "page.css", "page.js"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     zip_safe=False,

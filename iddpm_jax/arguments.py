@@ -15,7 +15,7 @@ from iddpm_jax import runtime
 from iddpm_jax.checks import check
 from iddpm_jax.errors import InputError
 
-MODES = ("train", "sample", "nll", "fid", "convert", "data", "figures", "plan")
+MODES = ("train", "sample", "nll", "fid", "convert", "data", "figures", "report", "plan")
 PARTS = ("train", "sample", "all")
 """What a plan compiles: the training step, the sampler, or both."""
 
@@ -199,8 +199,8 @@ def _check_checkpoint(given: argparse.Namespace) -> None:
         return
     if given.mode == "train" or given.source:
         raise InputError(
-            "--checkpoint is for what reads a trained workdir: --mode sample, nll, fid, and "
-            "convert with --target; leave it out"
+            "--checkpoint is for what reads a trained workdir: --mode sample, nll, fid, report, "
+            "and convert with --target; leave it out"
         )
     if given.checkpoint != "best" and not given.checkpoint.isdecimal():
         raise InputError(f"--checkpoint is {given.checkpoint!r}; it must be best, or a step")

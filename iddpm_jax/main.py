@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             "convert": _convert,
             "data": _data,
             "figures": _figures,
+            "report": _report,
         }
         with runtime.join(arguments.cluster) if arguments.cluster else contextlib.nullcontext():
             modes[arguments.mode](arguments)
@@ -242,6 +243,15 @@ def _figures(arguments: Arguments) -> None:
     from iddpm_jax import figures
 
     for line in figures.draw(arguments.config, arguments.workdir, arguments.others):
+        print(line)
+
+
+def _report(arguments: Arguments) -> None:
+    from iddpm_jax import report
+    from iddpm_jax.training import runs
+
+    run = runs.open_run(arguments.workdir, arguments.config, arguments.checkpoint)
+    for line in report.write(arguments.workdir, run):
         print(line)
 
 
