@@ -157,7 +157,12 @@ def _curves(run: results.Run) -> tuple[list[Chart], str]:
         if key == "l_vlb":
             measured = (name for name in columns if name.endswith("_bits_per_dim"))
             shown += [
-                line(f"measured, {name.removesuffix('_bits_per_dim')}", step, columns[name], "dots")
+                line(
+                    f"measured, {name.removesuffix('_bits_per_dim')} split",
+                    step,
+                    columns[name],
+                    "dots",
+                )
                 for name in measured
             ]
         charts.append(Chart(key, title, "training step", "y", shown))

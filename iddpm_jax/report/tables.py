@@ -66,7 +66,7 @@ def likelihood_table(found: Sequence[Result]) -> Html:
             **{f"bits/dim {name}": _estimate_of(value) for name, value in averages.items()},
         }
         decided.append(_decided(f"nll-{i}", i, result, lines))
-    head += [f"{BOUNDS[name]} (difference)" for name in others]
+    head += [BOUNDS[name] for name in others]
     return joined(
         [
             tag("h3", {}, "Every evaluation"),
@@ -74,8 +74,8 @@ def likelihood_table(found: Sequence[Result]) -> Html:
             tag(
                 "p",
                 {"class": "note"},
-                "Errors are standard errors between images. Columns with a difference are other "
-                "bounds from the same network outputs, on the same images, terms and noise.",
+                "Errors are standard errors between images. Below other bounds is their difference "
+                "from the model's, on the same network outputs, images, terms and noise.",
             ),
             *decided,
         ]
@@ -196,11 +196,12 @@ def _estimate_of(value: object) -> object:
     return _estimate(value) if isinstance(value, dict) else value
 
 
-def _other(bound: dict | None) -> str:
+def _other(bound: dict | None) -> str | Html:
     if bound is None:
         return ""
     value, difference = bound["bits_per_dim"], bound["difference"]
-    return f"{value:.3f} ({difference:+.3f} ± {bound['difference_standard_error']:.3f})"
+    small = f"{difference:+.3f} ± {bound['difference_standard_error']:.3f}"
+    return joined([f"{value:.3f}", tag("small", {}, small)])
 
 
 def _score(score: dict | None) -> str:
