@@ -52,6 +52,7 @@ EXTRAS_REQUIRE = {
         "matplotlib>=3.9",  # figures, and the notebooks'
         "nbclient>=0.10",
         "nbformat>=5.10",
+        "playwright>=1.55",  # tries the page of --mode report in a Chromium that is there
         "pytest>=8.2",
         "pytest-xdist>=3.6",
         "pyyaml>=6",

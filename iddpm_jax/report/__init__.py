@@ -1,5 +1,6 @@
 """--mode report: all that a workdir holds on one page, which needs no server and no network."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,12 +33,11 @@ def write(workdir: Path, run: runs.Run, progress: bool = True) -> Iterator[str]:
     """
     path = workdir / "report.html"
     unfinished = path.with_suffix(".unfinished")
-    try:
-        unfinished.touch()  # or samples might be drawn for nothing
+    try:  # now, or samples might be drawn for nothing
         if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        unfinished.write_text("")
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written ({error.strerror})") from None
     try:
         shown = draw(workdir, run, progress)

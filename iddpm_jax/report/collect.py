@@ -14,6 +14,15 @@ from iddpm_jax.figures.curves import averaged
 from iddpm_jax.report.charts import QUARTERS, Chart, Series, line
 from iddpm_jax.training.runs import Run
 
+LIKELIHOOD = (
+    *("bits_per_dim", "standard_error", "adjusted", "prior", "decoder", "kl"),
+    *("images", "steps", "terms", "draws", "others", "settings"),
+)
+"""What a file in nll/ says; one of an older version may not."""
+
+SCORES = ("samples", "samples_count", "reference", "network", "settings", "scores")
+"""What a file in fid/ says."""
+
 
 class Result(NamedTuple):
     """A file in nll/ or fid/.
@@ -66,8 +75,8 @@ def collect(workdir: Path, run: Run) -> Found:
     name = workdir.resolve().name
     as_figures = results.Run(name, workdir, run.config)
     missing, charts, notes = {}, {}, {}
-    likelihoods, broken = _results(workdir, "nll", ("bits_per_dim", "others", "settings"))
-    scores, broken_too = _results(workdir, "fid", ("samples_count", "settings", "scores"))
+    likelihoods, broken = _results(workdir, "nll", LIKELIHOOD)
+    scores, broken_too = _results(workdir, "fid", SCORES)
     drawn = None
     for group, read in (
         ("curves", lambda: _curves(as_figures)),
@@ -82,6 +91,7 @@ def collect(workdir: Path, run: Run) -> Found:
         drawn = next((r for r in likelihoods if r.file == notes["bound"]), None)
         notes["bound"] = _bound_note(drawn)
     if not likelihoods:
+        missing.pop("bound", None)  # that says no more
         missing["bits/dim"] = f"{workdir / 'nll'} holds none; measure them with --mode nll"
     if not scores:
         missing["scores"] = f"{workdir / 'fid'} holds none; measure them with --mode fid"

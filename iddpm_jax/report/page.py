@@ -10,7 +10,7 @@ from iddpm_jax.report.collect import Found, Result
 from iddpm_jax.report.markup import Html, joined, opening, tag, text
 from iddpm_jax.report.pictures import Panel, Shown
 from iddpm_jax.report.settings import Setting
-from iddpm_jax.report.tables import likelihood_table, score_table, setting_tables
+from iddpm_jax.report.tables import likelihood_table, number, score_table, setting_tables
 
 SECTIONS = {
     "samples": "Samples",
@@ -166,9 +166,9 @@ def _totals(result: Result) -> Html:
         value = f"{adjusted['mean']:.4f} ± {adjusted['standard_error']:.4f}"
         rows.append(("adjusted for terms left out", value))
     rows += [
-        ("decoder, L_0", f"{r['decoder']:.4f}"),
-        ("terms L_1 to L_{T-1}", f"{r['kl']:.4f}"),
-        ("prior, L_T", f"{r['prior']:.2e}"),
+        ("decoder, L_0", number(r["decoder"], ".4f")),
+        ("terms L_1 to L_{T-1}", number(r["kl"], ".4f")),
+        ("prior, L_T", number(r["prior"], ".2e")),
     ]
     items = (
         tag("div", {}, tag("dt", {}, _paper_words(name)), tag("dd", {}, value))

@@ -52,7 +52,7 @@ def likelihood_table(found: Sequence[Result]) -> Html:
                 f"{r['images']:,}",
                 tag("b", {}, _with_error(r["bits_per_dim"], r["standard_error"], 3)),
                 _estimate(r.get("adjusted")),
-                f"{r['decoder']:.3f}",
+                number(r["decoder"], ".3f"),
                 *(_other(r["others"].get(name)) for name in others),
             ]
         )
@@ -183,13 +183,18 @@ def _samples_word(path: Sequence[str]) -> str:
     return folder.replace("_", " ") if folder.startswith("step") else "/".join(path)
 
 
-def _with_error(value: float, error: float | None, digits: int) -> str:
-    shown = f"{value:.{digits}f}"
+def number(value: float | None, form: str) -> str:
+    """A number for people, or a dash where none was measured."""
+    return "–" if value is None else format(value, form)
+
+
+def _with_error(value: float | None, error: float | None, digits: int) -> str:
+    shown = number(value, f".{digits}f")
     return shown if error is None else f"{shown} ± {error:.{digits}f}"
 
 
 def _estimate(estimate: dict | None) -> str:
-    return "" if not estimate else _with_error(estimate["mean"], estimate["standard_error"], 3)
+    return "–" if not estimate else _with_error(estimate["mean"], estimate["standard_error"], 3)
 
 
 def _estimate_of(value: object) -> object:

@@ -170,4 +170,4 @@ def test_page_with_nothing_to_show_has_no_errors(visit, tmp_path, monkeypatch):
     run = opened(stored_run(tmp_path / "run").config)
     list(report.write(tmp_path / "run", run, False))
     page = visit((tmp_path / "run" / "report.html").as_uri())
-    assert page.locator(".missing").count() == 6
+    assert page.locator(".missing").count() == 5

@@ -84,7 +84,6 @@ def test_bare_workdir_gets_a_line_for_everything(tmp_path):
     assert found.charts == {} and found.likelihoods == found.scores == []
     for group, word in (
         ("curves", "metrics.jsonl"),
-        ("bound", "--mode nll"),
         ("bits/dim", "--mode nll"),
         ("importance", "--config.loss.timesteps=importance"),
         ("scores", "--mode fid"),

@@ -87,6 +87,21 @@ def test_names_and_values_are_escaped(tmp_path):
     assert not any(a.get("src") == "x" for _, a in reader.seen)
 
 
+def test_numbers_that_nobody_measured_are_dashes(tmp_path):
+    run = full(tmp_path / "run")
+    for path in (tmp_path / "run" / "nll").glob("*.json"):
+        record = json.loads(path.read_text())
+        # As of a few random terms, among which the first is not.
+        path.write_text(json.dumps({**record, "decoder": None, "adjusted": None}))
+    [path] = (tmp_path / "run" / "fid").glob("*.json")
+    record = json.loads(path.read_text())
+    record["scores"][0] |= {"error": None}
+    path.write_text(json.dumps(record))
+    text, _ = page(tmp_path / "run", run)
+    assert "decoder, <i>L</i><sub>0</sub></dt><dd>–</dd>" in text
+    assert "adjusted for" not in text and "<td>1.500</td>" in text and "None" not in text
+
+
 def test_page_is_the_same_bytes_every_time(tmp_path):
     run = full(tmp_path / "run")
     assert page(tmp_path / "run", run)[0] == page(tmp_path / "run", run)[0]
@@ -97,7 +112,7 @@ def test_what_is_missing_is_said_on_the_page_and_in_the_terminal(tmp_path, monke
     run = opened(stored_run(tmp_path / "run").config)
     text, lines = page(tmp_path / "run", run)
     assert [line.split()[0] for line in lines] == [
-        *("film", "curves", "bound", "importance", "bits/dim", "scores", "report")
+        *("film", "curves", "importance", "bits/dim", "scores", "report")
     ]
     shown = " ".join(re.findall(r'<p class="missing">(.*?)</p>', text))
     for words in ("no film", "metrics.jsonl", "--mode nll", "timesteps=importance", "--mode fid"):
