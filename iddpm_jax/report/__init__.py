@@ -26,12 +26,15 @@ def write(workdir: Path, run: runs.Run, progress: bool = True) -> Iterator[str]:
         progress: show a bar while samples are drawn.
 
     Yields:
-        Lines for people: what is left out and why, and where the page is.
+        Lines for people: what is left out and why, and where the page is; only in the main process.
 
     Raises:
         InputError: the page cannot be written.
     """
     path = workdir / "report.html"
+    if not is_main_process():
+        draw(workdir, run, progress)
+        return
     unfinished = path.with_suffix(".unfinished")
     try:  # now, or samples might be drawn for nothing
         if path.is_dir():
@@ -43,9 +46,8 @@ def write(workdir: Path, run: runs.Run, progress: bool = True) -> Iterator[str]:
         shown = draw(workdir, run, progress)
         found = collect(workdir, run)
         stored = settings.settings(configs.load(workdir / "config.json"))
-        if is_main_process():
-            unfinished.write_text(page.html(found, shown, stored), encoding="utf-8")
-            unfinished.replace(path)
+        unfinished.write_text(page.html(found, shown, stored), encoding="utf-8")
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     for name, why in [*shown.missing.items(), *found.missing.items()]:

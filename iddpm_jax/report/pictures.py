@@ -99,7 +99,7 @@ def _draw_film(folder: Path, run: Run, progress: bool) -> None:
     shown, _ = film.layout(count, model.image_shape, classes)
     if npz is None or _count(npz) < shown:
         few = config.copy_and_resolve_references()
-        few.sample.count = shown if base is None else count
+        few.sample.count = shown
         npz = samples.ensure(folder, few, model, weights, run.mesh, progress)["npz"]
     film.make(npz, config, model, weights, run.mesh, progress)
 

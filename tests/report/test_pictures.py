@@ -69,16 +69,20 @@ def test_broken_films_are_named_and_the_grid_stays(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_film_needs_is_drawn_once(tmp_path, monkeypatch):
-    stored_run(tmp_path / "run", sample__count=30)
-    run = opened(stored_run(tmp_path / "other", sample__count=30).config)
+@pytest.mark.parametrize("small", [0, 4])
+def test_what_a_film_needs_is_drawn_once(tmp_path, monkeypatch, small):
+    run = opened(stored_run(tmp_path / "run", sample__count=30, model__low_res_size=small).config)
     shown = pictures.draw(tmp_path / "run", run, False)
     folder = names.sample_folder(tmp_path / "run", run)
     found = {path.name for path in folder.iterdir()}
-    assert found == {"film.png", "grid.png", "samples_20x8x8x1.npz"}
+    # In columns of classes, but test images come as they come.
+    count, shape = (25, (5, 5)) if small else (20, (2, 10))
+    assert found == {"film.png", "grid.png", f"samples_{count}x8x8x1.npz"}
     assert shown.missing == {} and len(shown.times) == 6
-    last = cells(pixels(shown.panels[0], 6)[-1])
-    np.testing.assert_array_equal(last, cells(pixels(shown.grid)[0]))
+    expected = ["small image"] * bool(small) + ["x_t", "x_0 predicted"]
+    assert [panel.name for panel in shown.panels] == expected
+    last = cells(pixels(shown.panels[-2], 6)[-1], *shape)
+    np.testing.assert_array_equal(last, cells(pixels(shown.grid)[0], *shape))
     monkeypatch.setattr(film, "make", None)
     assert pictures.draw(tmp_path / "run", run, False) == shown
 
