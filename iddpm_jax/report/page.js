@@ -243,6 +243,8 @@
     if (target && target.tagName === "DETAILS") target.open = true;
   };
   addEventListener("hashchange", unfold);
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
+  addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("details:not(.settings)")) details.open = true;
+  });
   unfold();
 })();

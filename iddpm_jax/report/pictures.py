@@ -70,17 +70,23 @@ def draw(workdir: Path, run: Run, progress: bool = True) -> Shown:
         run: opened.
         progress: show a bar.
     """
-    folder = names.sample_folder(workdir, run)
+    try:
+        folder = names.sample_folder(workdir, run)
+    except OSError as error:
+        why = f"sample.base {run.config.sample.base} cannot be read ({error.strerror})"
+        return Shown("samples", [], [], None, "", {"samples": why})
+    path = folder / "film.png"
     missing, times, panels = {}, [], []
     try:
-        path = folder / "film.png"
         if not path.exists():
             _draw_film(folder, run, progress)
         pictures = film.read(path, run.model.image_shape, 2 + (run.model.low_res_shape is not None))
         times, panels = _panels(pictures, run)
-    except (InputError, DivergedError, ValueError, OSError, SyntaxError) as error:
+    except (InputError, DivergedError) as error:
+        missing["film"] = str(error)
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
         # Pillow's word for a PNG that is cut off is SyntaxError.
-        missing["film"] = f"{error}; put that right, delete film.png if it is broken, and try again"
+        missing["film"] = f"{path} cannot be read or drawn ({error}); delete it and try again"
     npz = _largest(folder, run.config.sample.count)
     shown = None if npz is None else _grid(npz, run)
     if shown is None:

@@ -190,7 +190,7 @@ def number(value: float | None, form: str) -> str:
 
 def _with_error(value: float | None, error: float | None, digits: int) -> str:
     shown = number(value, f".{digits}f")
-    return shown if error is None else f"{shown} ± {error:.{digits}f}"
+    return shown if error is None else f"{shown}\u00a0±\u00a0{error:.{digits}f}"
 
 
 def _estimate(estimate: dict | None) -> str:
@@ -205,7 +205,7 @@ def _other(bound: dict | None) -> str | Html:
     if bound is None:
         return ""
     value, difference = bound["bits_per_dim"], bound["difference"]
-    small = f"{difference:+.3f} ± {bound['difference_standard_error']:.3f}"
+    small = f"{difference:+.3f}\u00a0±\u00a0{bound['difference_standard_error']:.3f}"
     return joined([f"{value:.3f}", tag("small", {}, small)])
 
 

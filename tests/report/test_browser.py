@@ -14,7 +14,7 @@ from iddpm_jax import report
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chrome", "chromium-browser")
 SCHEMES = ("light", "dark")
 
 

@@ -65,7 +65,7 @@ def test_broken_films_are_named_and_the_grid_stays(tmp_path):
         path.write_bytes(content)
         shown = pictures.draw(tmp_path / "run", run, False)
         assert shown.panels == [] and shown.grid is not None
-        assert "delete film.png" in shown.missing["film"]
+        assert "film.png cannot be read or drawn (" in shown.missing["film"]
 
 
 @pytest.mark.slow
@@ -95,3 +95,8 @@ def test_samples_that_cannot_be_drawn_are_left_out_with_the_reason(tmp_path):
     assert "classes 0 to 9" in shown.missing["film"]
     assert "--mode sample" in shown.missing["samples"]
     assert shown.grid is None and shown.panels == []
+    run.config.sample.base = "/nowhere.npz"
+    missing = pictures.draw(tmp_path / "run", run, False).missing
+    assert missing == {
+        "samples": "sample.base /nowhere.npz cannot be read (No such file or directory)"
+    }
