@@ -123,8 +123,9 @@ def _facts(run: Run, likelihoods: list[Result], scores: list[Result]) -> list[tu
     for found in likelihoods[-1:]:
         r = found.record
         facts.append(("bits/dim", f"{r['bits_per_dim']:.3f} ± {r['standard_error']:.3f}"))
+    scores = [found for found in scores if found.record["scores"]]
     if scores:
-        best = max(scores, key=lambda found: found.record["samples_count"])
+        best = max(scores, key=lambda found: found.record["samples_count"] or 0)
         score = best.record["scores"][0]
         error = "" if score.get("error") is None else f" ± {score['error']:.2g}"
         facts.append((score["name"], f"{score['value']:.3g}{error}"))

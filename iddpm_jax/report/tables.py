@@ -95,20 +95,20 @@ def score_table(found: Sequence[Result]) -> Html:
     for i, result in enumerate(found):
         r = result.record
         scores = {score["name"]: score for score in r["scores"]}
-        samples = str(r.get("samples", "")).replace("\\", "/").split("/")
+        samples = r["samples"].replace("\\", "/").split("/")
         rows.append(
             [
                 _link_to(f"fid-{i}", i),
-                _samples_word(samples),
-                f"{r['samples_count']:,}",
-                r.get("reference", ""),
+                tag("span", {"class": "words"}, _samples_word(samples)),
+                number(r["samples_count"], ","),
+                tag("span", {"class": "words"}, r["reference"]),
                 *(_score(scores.get(name)) for name in names),
             ]
         )
         lines = {
             "samples": "/".join(samples),
-            "reference": f"{r.get('reference', '')}, {r.get('reference_count', 0):,} images",
-            "features": f"{r.get('network', '')} {r.get('preprocessing', '')}".strip(),
+            "reference": f"{r['reference']}, {number(r.get('reference_count'), ',')} images",
+            "features": f"{r['network']} {r.get('preprocessing', '')}".strip(),
             **r["settings"],
         }
         for name, score in scores.items():
