@@ -63,6 +63,7 @@ EXTRAS_REQUIRE = {
         "matplotlib>=3.9",  # figures, and the notebooks'
         "nbclient>=0.10",
         "nbformat>=5.10",
+        "playwright>=1.55",  # tries the page of --mode report in a Chromium that is there
         "pytest>=8.2",
         "pytest-xdist>=3.6",
         "pyyaml>=6",
@@ -120,7 +121,10 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["iddpm_jax", "iddpm_jax.*"]),
-    package_data={"iddpm_jax": ["assets/*"]},
+    package_data={
+        "iddpm_jax": ["assets/*"],
+        "iddpm_jax.report": ["page.html", "page.css", "page.js"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     zip_safe=False,

@@ -15,7 +15,18 @@ from iddpm_jax import runtime
 from iddpm_jax.checks import check
 from iddpm_jax.errors import InputError
 
-MODES = ("train", "sample", "nll", "fid", "convert", "data", "gradients", "figures", "plan")
+MODES = (
+    "train",
+    "sample",
+    "nll",
+    "fid",
+    "convert",
+    "data",
+    "gradients",
+    "figures",
+    "report",
+    "plan",
+)
 PARTS = ("train", "sample", "all")
 """What a plan compiles: the training step, the sampler, or both."""
 
@@ -206,7 +217,7 @@ def _check_checkpoint(given: argparse.Namespace) -> None:
     if given.mode == "train" or given.source:
         raise InputError(
             "--checkpoint is for what reads a trained workdir: --mode sample, nll, fid, "
-            "gradients, and convert with --target; leave it out"
+            "gradients, report, and convert with --target; leave it out"
         )
     if given.checkpoint != "best" and not given.checkpoint.isdecimal():
         raise InputError(f"--checkpoint is {given.checkpoint!r}; it must be best, or a step")

@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             "data": _data,
             "gradients": _gradients,
             "figures": _figures,
+            "report": _report,
         }
         with runtime.join(arguments.cluster) if arguments.cluster else contextlib.nullcontext():
             modes[arguments.mode](arguments)
@@ -253,6 +254,15 @@ def _figures(arguments: Arguments) -> None:
 
     config, workdir, others = arguments.config, arguments.workdir, arguments.others
     for line in figures.draw(config, workdir, others, arguments.only, arguments.target):
+        print(line)
+
+
+def _report(arguments: Arguments) -> None:
+    from iddpm_jax import report
+    from iddpm_jax.training import runs
+
+    run = runs.open_run(arguments.workdir, arguments.config, arguments.checkpoint)
+    for line in report.write(arguments.workdir, run):
         print(line)
 
 

@@ -20,6 +20,8 @@ Modes
           with t drawn evenly and by importance
   figures draw the paper's figures from what the workdir holds (PNG, SVG, numbers, captions in
           its figures/); what is not there yet is left out, with the reason
+  report  one page of all that the workdir holds, report.html: config, curves, bound, results, and
+          samples with a slider over the steps; it needs no server and no network
   plan    what a config would cost on a TPU slice that is not there: memory, FLOPs, step time
 
 Examples
@@ -47,6 +49,8 @@ Examples
   The paper's figures for this run, and beside those of another, with its tables:
     python -m iddpm_jax.main --workdir runs/digits --mode figures
     python -m iddpm_jax.main --workdir runs/digits --mode figures --with runs/vlb
+  A page to look at or to send, of all that a workdir holds:
+    python -m iddpm_jax.main --workdir runs/digits --mode report
   OpenAI's CIFAR-10 model, downloaded before; then sample, nll and train work in its workdir:
     python -m iddpm_jax.main --mode convert --source cifar10_uncond_50M_500K.pt \\
       --config configs/cifar10.py:official --workdir runs/official
@@ -71,13 +75,13 @@ Flags
                holds a run.
   --workdir    folder of the run: its config, checkpoints, curves, samples and results; plan needs
                none
-  --mode       train, sample, nll, fid, convert, data, gradients, figures or plan
+  --mode       train, sample, nll, fid, convert, data, gradients, figures, report or plan
   --source     convert: a file of weights, or a folder with model*.pt and ema_*.pt
   --target     convert, figures: a folder to write weights or figures to
   --format     convert: pt (default) or safetensors
-  --checkpoint sample, nll, fid, gradients, convert --target: best (lowest bits/dim of those
-               measured in training) or the step of a checkpoint; the newest by default, and for
-               gradients every one
+  --checkpoint sample, nll, fid, gradients, report, convert --target: best (lowest bits/dim of
+               those measured in training) or the step of a checkpoint; the newest by default, and
+               for gradients every one
   --base       sample: .npz of small images for a super-resolution model (config.sample.base)
   --samples    fid: .npz of pictures, or of their statistics, in place of the model's samples
                (config.fid.samples)

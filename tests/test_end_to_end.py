@@ -96,6 +96,17 @@ def test_nll_mode_takes_overrides(trained):
         assert arrays["l_t"].shape == (359, 3) and arrays["t"].tolist() == [0, 24, 49]
 
 
+def test_report_mode_draws_a_film_of_the_samples_that_are_there(trained):
+    result = use(trained, "--mode", "report")
+    assert result.returncode == 0, result.stderr
+    page = (trained[0] / "report.html").read_text(encoding="utf-8")
+    lines = [line.split()[0] for line in result.stdout.splitlines()]
+    assert lines == ["importance", "scores", "report"]
+    assert page.count("data:image/png;base64,") == 3 and '"times":[50,' in page
+    assert "<dt>training step</dt><dd>6</dd>" in page
+    assert len(list((trained[0] / "samples").glob("step00000006_*/film.png"))) == 1
+
+
 def test_second_process_finds_compiled_programs(trained):
     _, cache, _ = trained
     before = {path.name for path in cache.rglob("*-cache")}

@@ -35,9 +35,10 @@ FLOORS = {
     "convert": 3,
     "figures": 4,
     "plan": 4,
-    "main": 5,
-    "reproduce": 6,
-    "__main__": 5,
+    "report": 5,
+    "main": 6,
+    "__main__": 6,
+    "reproduce": 7,
 }
 """Floor of every module or folder right below the package."""
 

@@ -151,6 +151,47 @@ def _titled(title: str, images: np.ndarray, columns: int) -> np.ndarray:
     return np.concatenate([np.asarray(line)[..., None].repeat(channels, -1), pixels])
 
 
+def read(path: Path, shape: Sequence[int], panels: int) -> np.ndarray:
+    """The pictures of a film that make wrote.
+
+    Args:
+        path: of the animated PNG.
+        shape: of a sample (H, W, C).
+        panels: 2, or 3 with the small images.
+
+    Returns:
+        uint8 [frames, panels, rows, columns, H, W, C], as they were before they were enlarged;
+        places without a picture are black.
+
+    Raises:
+        ValueError: it is no film of such samples.
+    """
+    height, width, channels = shape
+    scale = max(1, PICTURE // max(height, width))
+    cell = np.array([height, width]) * scale + 2 * GAP + 1
+    found = []
+    with Image.open(path) as opened:
+        for i in range(1, getattr(opened, "n_frames", 1)):  # the first is the still
+            opened.seek(i)
+            found.append(np.asarray(opened.convert("L" if channels == 1 else "RGB")))
+    for axis in (1, 2):  # panels below each other, or beside
+        size = list(found[0].shape[:2]) if found else [0, 0]
+        size[axis - 1] //= panels
+        (rows, rest), (columns, rest_too) = (
+            divmod(size[0] - TITLE, cell[0]),
+            divmod(size[1], cell[1]),
+        )
+        if rows > 0 and columns > 0 and not rest and not rest_too:
+            break
+    else:
+        raise ValueError(f"{path} is no film of pictures of {height}x{width}")
+    frames = np.stack(found).reshape(len(found), *found[0].shape[:2], channels)
+    pictures = np.stack(np.split(frames, panels, axis), axis=1)[:, :, TITLE:]
+    pictures = pictures.reshape(*pictures.shape[:2], rows, cell[0], columns, cell[1], channels)
+    inner = [slice(GAP, GAP + length * scale, scale) for length in (height, width)]
+    return pictures[:, :, :, inner[0], :, inner[1]].swapaxes(3, 4)
+
+
 def write(path: Path, pictures: Sequence[np.ndarray]) -> None:
     """Write a film that rests at its end and repeats for ever.
 

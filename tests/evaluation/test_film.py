@@ -208,6 +208,40 @@ def test_layout_has_a_column_for_each_class_and_few_large_pictures():
     assert film.layout(100, (256, 256, 3), None) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("count", "columns", "shape", "small"),
+    [(20, 10, (8, 8, 1), False), (7, 3, (8, 8, 1), False), (9, 9, (32, 32, 3), True)],
+)
+def test_film_that_is_read_has_the_pictures_that_were_written(
+    tmp_path, count, columns, shape, small
+):
+    rng = np.random.default_rng(0)
+    x, x_0 = rng.integers(0, 256, (2, 3, count, *shape)).astype(np.uint8)
+    base = rng.integers(0, 256, (count, *shape)).astype(np.uint8) if small else None
+    frames = [
+        film.picture(*pair, t, columns, base) for t, pair in enumerate(zip(x, x_0, strict=True))
+    ]
+    film.write(tmp_path / "film.png", frames)
+    found = film.read(tmp_path / "film.png", shape, 3 if small else 2)
+    rows = -(-count // columns)
+    assert found.shape == (3, 3 if small else 2, rows, columns, *shape)
+    shown = found.reshape(3, -1, rows * columns, *shape)
+    np.testing.assert_array_equal(shown[:, -2, :count], x)
+    np.testing.assert_array_equal(shown[:, -1, :count], x_0)
+    assert not shown[:, :, count:].any()
+    if small:
+        np.testing.assert_array_equal(shown[:, 0], np.stack([base] * 3))
+
+
+def test_pictures_that_are_no_film_are_refused(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 100, 90, 1)).astype(np.uint8)
+    film.write(tmp_path / "other.png", list(pictures))
+    Image.fromarray(pictures[0, ..., 0]).save(tmp_path / "still.png")
+    for name in ("other.png", "still.png"):
+        with pytest.raises(ValueError, match=f"{name} is no film"):
+            film.read(tmp_path / name, (8, 8, 1), 2)
+
+
 def run_of(config):
     """A run as main has it, by the formula."""
     model, params = formula(config)
