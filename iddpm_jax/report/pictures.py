@@ -21,6 +21,9 @@ FRAMES = 31
 FILM_PIXELS, GRID_PIXELS = 31 * 12 * 32 * 32, 100 * 32 * 32
 """Of one panel of all frames, and of the grid, at most: noise hardly compresses."""
 
+GRID_SAMPLES = 100
+"""In the grid, at most: more of them would be a tower."""
+
 PANELS = ("small image", "x_t", "x_0 predicted")
 """What a film shows; the first of super-resolution alone."""
 
@@ -145,7 +148,7 @@ def _panels(pictures: np.ndarray, run: Run) -> tuple[list[int], list[Panel]]:
 def _grid(npz: Path, run: Run) -> Panel:
     """A grid of the first samples of a file, a class a column where they come in turn."""
     height, width = run.model.image_shape[:2]
-    some = min(_count(npz), max(4, GRID_PIXELS // (height * width)))
+    some = min(_count(npz), GRID_SAMPLES, max(4, GRID_PIXELS // (height * width)))
     images = np.stack(list(itertools.islice(samples.images_of(npz), some)))
     columns = None
     with np.load(npz) as arrays:
