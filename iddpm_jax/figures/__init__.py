@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from iddpm_jax import build
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
+<<<<<<< ours
 from iddpm_jax.figures import (
     bound,
     curves,
@@ -20,6 +21,9 @@ from iddpm_jax.figures import (
     skipped,
     tables,
 )
+=======
+from iddpm_jax.figures import bound, curves, fewer_steps, noise, scaling, skipped, tables
+>>>>>>> theirs
 from iddpm_jax.figures.captions import about
 from iddpm_jax.figures.drawing import Figure, require_matplotlib, write
 from iddpm_jax.figures.results import Missing, Run
@@ -52,6 +56,7 @@ def draw(
     """
     require_matplotlib()
     runs = _runs(config, workdir, others)
+<<<<<<< ours
     groups = seeds.groups(runs)
     figures = _figures(config, groups)
     unknown = [name for name in only if name not in (*figures, TABLES)]
@@ -59,6 +64,9 @@ def draw(
         known = ", ".join((*figures, TABLES))
         raise InputError(f"--only {unknown[0]} is not a figure; use {known}")
     folder = folder or workdir / "figures"
+=======
+    folder = workdir / "figures"
+>>>>>>> theirs
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -85,6 +93,7 @@ def _figures(config: ConfigDict, groups: list[seeds.Group]) -> dict[str, Callabl
     T = config.diffusion.T
     return {
         "beta_tilde": lambda: noise.beta_tilde(T),
+<<<<<<< ours
         "bound_terms": lambda: bound.terms(groups),
         "forward_process": lambda: noise.forward_process(config, build.model(config)),
         "alpha_bar": lambda: noise.alpha_bar(T),
@@ -95,6 +104,29 @@ def _figures(config: ConfigDict, groups: list[seeds.Group]) -> dict[str, Callabl
         "skipped_steps": lambda: skipped.skipped_steps(groups),
         "scaling": lambda: scaling.scaling(groups),
     }
+=======
+        "bound_terms": lambda: bound.terms(runs),
+        "forward_process": lambda: noise.forward_process(config, model),
+        "alpha_bar": lambda: noise.alpha_bar(T),
+        "learning_curves": lambda: curves.learning_curves(runs),
+        "bits_per_dim_by_steps": lambda: fewer_steps.bits_per_dim(runs),
+        "scores_by_steps": lambda: fewer_steps.scores(runs),
+        "skipped_steps": lambda: skipped.skipped_steps(runs),
+        "scaling": lambda: scaling.scaling(runs),
+    }
+    for name, make in figures.items():
+        try:
+            figure = make()
+        except Missing as why:
+            yield f"{name:22} left out: {why}"
+            continue
+        path = write(folder / name, figure, about(runs, figure.files))
+        yield f"{name:22} {path} (.svg, .npz, .txt)"
+    try:
+        yield f"{'tables':22} {tables.write(folder, runs)} (.json)"
+    except Missing as why:
+        yield f"{'tables':22} left out: {why}"
+>>>>>>> theirs
 
 
 def _runs(config: ConfigDict, workdir: Path, others: tuple[Path, ...]) -> list[Run]:

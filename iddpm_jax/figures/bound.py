@@ -6,24 +6,33 @@ from pathlib import Path
 import numpy as np
 
 from iddpm_jax.figures.drawing import WIDTH, Figure, line_style, shared_legend
-from iddpm_jax.figures.results import VARIANCES, Measured, Missing, all_steps, best_bound, labels
-from iddpm_jax.figures.seeds import Group
+from iddpm_jax.figures.results import (
+    VARIANCES,
+    Measured,
+    Missing,
+    Run,
+    all_steps,
+    best_bound,
+    labels,
+)
+from iddpm_jax.figures.seeds import Group, by_seed
 
 
-def terms(groups: list[Group]) -> Figure:
+def terms(runs: list[Run]) -> Figure:
     """L_t at every step, and the sum up to it, from each run's newest evaluation.
 
     Args:
-        groups: of each the first run that has an evaluation; with several of them, each one's own
-            variance alone is drawn.
+        runs: of those that differ in their seed alone the first that has an evaluation; of several
+            entries each one's own variance alone is drawn.
 
     Raises:
         Missing: no run has measured bits/dim with all its steps.
     """
+    groups = by_seed(runs)
     chosen = [found for found in map(_first, groups) if found]
     if not chosen:
         raise Missing(
-            f"{groups[0].runs[0].folder / 'nll'} holds no bits/dim of all steps; measure "
+            f"{runs[0].folder / 'nll'} holds no bits/dim of all steps; measure "
             "them with --mode nll --config.nll.terms=0"
         )
     files = tuple(found.path.with_suffix(".npz") for found in chosen)

@@ -13,9 +13,9 @@ from iddpm_jax.figures.drawing import (
     logarithmic,
     shared_legend,
 )
-from iddpm_jax.figures.results import Missing
+from iddpm_jax.figures.results import Missing, Run
 from iddpm_jax.figures.results import curves as read
-from iddpm_jax.figures.seeds import Group
+from iddpm_jax.figures.seeds import by_seed
 
 POINTS = 200
 """Of a curve that is drawn; a longer one is averaged down to fewer than twice as many."""
@@ -38,28 +38,29 @@ Columns = dict[str, np.ndarray]
 """metrics.jsonl of one entry: name -> [seeds, rows], NaN where a run lacks it; "step" [rows]."""
 
 
-def learning_curves(groups: list[Group]) -> Figure:
+def learning_curves(runs: list[Run]) -> Figure:
     """L_simple and L_vlb against the training step; of a single entry also by quarter of t.
 
     Args:
-        groups: whose metrics.jsonl are read.
+        runs: whose metrics.jsonl are read.
 
     Raises:
         Missing: no run has any.
     """
+    groups = by_seed(runs)
     found: dict[str, Columns] = {}
     numbers: dict[str, np.ndarray] = {}
     files: list[Path] = []
     for group in groups:
-        runs = {run.folder / "metrics.jsonl": read(run) for run in group.runs}
-        runs = {path: columns for path, columns in runs.items() if "l_vlb" in columns}
-        if runs:
-            found[group.label] = together(list(runs.values()))
-            files += runs
+        columns_of = {run.folder / "metrics.jsonl": read(run) for run in group.runs}
+        there = {path: columns for path, columns in columns_of.items() if "l_vlb" in columns}
+        if there:
+            found[group.label] = together(list(there.values()))
+            files += there
             prefix = f"{group.name}_" if len(groups) > 1 else ""
             numbers |= {prefix + k: v for k, v in _to_write(found[group.label]).items()}
     if not found:
-        folder = groups[0].runs[0].folder
+        folder = runs[0].folder
         raise Missing(f"{folder} holds no metrics.jsonl; it was not trained here")
     sampled = any(key in columns for columns in found.values() for key in IMPORTANCE)
 

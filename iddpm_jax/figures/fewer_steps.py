@@ -4,18 +4,19 @@ from iddpm_jax.figures import points
 from iddpm_jax.figures.drawing import NARROW, Figure, step_ticks
 from iddpm_jax.figures.points import Curves, Found, Point
 from iddpm_jax.figures.results import VARIANCES, Missing, Run, likelihoods
-from iddpm_jax.figures.seeds import Group
+from iddpm_jax.figures.seeds import by_seed
 
 
-def bits_per_dim(groups: list[Group]) -> Figure:
+def bits_per_dim(runs: list[Run]) -> Figure:
     """The bound against the number of steps, under the model's own and the fixed variances.
 
     Args:
-        groups: whose nll/ is read; with several of them, each one's own variance alone is drawn.
+        runs: whose nll/ is read; of several entries each one's own variance alone is drawn.
 
     Raises:
         Missing: nothing was measured with two numbers of steps.
     """
+    groups = by_seed(runs)
     found = [
         each._replace(words=points.entry_words(group, each.words))
         for group in groups
@@ -25,7 +26,7 @@ def bits_per_dim(groups: list[Group]) -> Figure:
     panels = {"bits_per_dim": points.pooled(found)}
     if not panels["bits_per_dim"]:
         raise Missing(
-            f"{groups[0].runs[0].folder / 'nll'} holds bits/dim at less than two numbers of steps; "
+            f"{runs[0].folder / 'nll'} holds bits/dim at less than two numbers of steps; "
             "measure more with --mode nll --config.nll.steps=25"
         )
     looks = points.looks(panels, groups)
@@ -69,22 +70,23 @@ def _bounds(run: Run, alone: bool) -> list[Found]:
     return found
 
 
-def scores(groups: list[Group]) -> Figure:
+def scores(runs: list[Run]) -> Figure:
     """Every score of samples against the number of sampling steps, a curve for each sampler.
 
     Nichol & Dhariwal 2021, figure 8, with ancestral sampling under the model's own variance and
     under fixed ones (sample.variance), and with DDIM.
 
     Args:
-        groups: whose fid/ is read.
+        runs: whose fid/ is read.
 
     Raises:
         Missing: no sampler was measured with two numbers of steps.
     """
+    groups = by_seed(runs)
     panels, better = points.score_curves(groups, lambda each: (each.words, each.steps))
     if not panels:
         raise Missing(
-            f"{groups[0].runs[0].folder / 'fid'} holds no sampler's scores at two numbers of steps "
+            f"{runs[0].folder / 'fid'} holds no sampler's scores at two numbers of steps "
             "with as many samples; measure more with --mode fid --config.sample.steps=25"
         )
     looks = points.looks(panels, groups)

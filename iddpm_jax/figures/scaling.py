@@ -19,7 +19,7 @@ from iddpm_jax.figures.results import (
     kind,
     scores,
 )
-from iddpm_jax.figures.seeds import Group, settings
+from iddpm_jax.figures.seeds import Group, by_seed, settings
 from iddpm_jax.models.flops import training_flops_per_image
 
 KEY = "model.width"
@@ -48,15 +48,16 @@ class Fit(NamedTuple):
         return f"{floor}(C / {self.scale:.3g})^-{self.exponent:.3g}"
 
 
-def scaling(groups: list[Group]) -> Figure:
+def scaling(runs: list[Run]) -> Figure:
     """Bits/dim and the distance of samples against training compute, a line for each width.
 
     Args:
-        groups: those that differ in model.width alone are compared.
+        runs: those that differ in model.width and seed alone are compared.
 
     Raises:
         Missing: no two widths, or nothing measured.
     """
+    groups = by_seed(runs)
     family = widths(groups)
     if len(family) < 2:
         raise Missing("no two runs differ in model.width alone; name some in --with")
@@ -102,10 +103,11 @@ def _by_compute(family: dict[int, Group]) -> dict[str, Curves]:
     found: dict[str, list[Found]] = {}
     compared = []
     for width, group in family.items():
+        flops = flops_per_step(group.runs[0])
         for run in group.runs:
             for name, step, value in _on_the_way(run):
                 point = Point(value, np.nan, (run.folder / "metrics.jsonl",))
-                entry = Found((f"width {width}",), step * flops_per_step(run), run, point)
+                entry = Found((f"width {width}",), step * flops, run, point)
                 found.setdefault(name, []).append(entry)
             compared += [(run, each) for each in scores(run)]
     # Of each comparison the distance, which comes first.

@@ -33,7 +33,7 @@ class Group(NamedTuple):
         return self.runs[0].name
 
 
-def groups(runs: Sequence[Run]) -> list[Group]:
+def by_seed(runs: Sequence[Run]) -> list[Group]:
     """Runs by what they are, in the order of their first ones.
 
     Args:

@@ -3,23 +3,24 @@
 from iddpm_jax.figures import points
 from iddpm_jax.figures.drawing import Figure
 from iddpm_jax.figures.points import Curves, Words
-from iddpm_jax.figures.results import Measured, Missing, skip_word
-from iddpm_jax.figures.seeds import Group
+from iddpm_jax.figures.results import Measured, Missing, Run, skip_word
+from iddpm_jax.figures.seeds import by_seed
 
 
-def skipped_steps(groups: list[Group]) -> Figure:
+def skipped_steps(runs: list[Run]) -> Figure:
     """Every score of samples against sample.skip, a curve for each entry and number of steps.
 
     Args:
-        groups: whose fid/ is read.
+        runs: whose fid/ is read.
 
     Raises:
         Missing: nothing was measured with two values of sample.skip.
     """
+    groups = by_seed(runs)
     panels, better = points.score_curves(groups, _place)
     if not panels:
         raise Missing(
-            f"{groups[0].runs[0].folder / 'fid'} holds no scores at two values of sample.skip with "
+            f"{runs[0].folder / 'fid'} holds no scores at two values of sample.skip with "
             "as many steps and samples; measure more with --mode fid --config.sample.skip=0.2"
         )
     looks = points.looks(panels, groups)

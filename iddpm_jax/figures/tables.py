@@ -20,7 +20,7 @@ from iddpm_jax.figures.results import (
     sampler_words,
     scores,
 )
-from iddpm_jax.figures.seeds import Group, mean_and_spread, settings
+from iddpm_jax.figures.seeds import Group, by_seed, mean_and_spread, settings
 
 NLL = "NLL (bits/dim)"
 
@@ -51,12 +51,12 @@ class Row(NamedTuple):
     cells: dict[str, Cell]
 
 
-def write(folder: Path, groups: list[Group]) -> Path:
+def write(folder: Path, runs: list[Run]) -> Path:
     """Write tables.md, and the same in full as tables.json.
 
     Args:
         folder: where to.
-        groups: a row each.
+        runs: a row for all that differ in their seed alone.
 
     Returns:
         Path of tables.md.
@@ -64,6 +64,7 @@ def write(folder: Path, groups: list[Group]) -> Path:
     Raises:
         Missing: fewer than two entries, or nothing was measured.
     """
+    groups = by_seed(runs)
     if len(groups) < 2:
         raise Missing("it compares runs that differ in more than their seed; name more in --with")
     bounds, bound_words = _bounds(groups)

@@ -6,13 +6,12 @@ from synthetic import add_likelihood, add_scores, stored_run
 
 from iddpm_jax.figures import fewer_steps
 from iddpm_jax.figures.results import Missing
-from iddpm_jax.figures.seeds import groups
 
 
 def test_bound_by_steps_is_each_evaluations_own(tmp_path):
     run = stored_run(tmp_path / "run")
     found = [add_likelihood(run, steps, seed=steps) for steps in (20, 5, 10)]
-    figure = fewer_steps.bits_per_dim(groups([run]))
+    figure = fewer_steps.bits_per_dim([run])
     numbers = figure.numbers
     assert numbers["curves"].tolist() == [
         "learned variance",
@@ -35,7 +34,7 @@ def test_of_two_evaluations_the_more_certain_one_is_drawn(tmp_path):
     found = [add_likelihood(run, 20, terms=terms, images=20) for terms in (2, 0, 4)]
     errors = [each.standard_error for each in found]
     assert errors[1] < min(errors[0], errors[2])
-    numbers = fewer_steps.bits_per_dim(groups([run])).numbers
+    numbers = fewer_steps.bits_per_dim([run]).numbers
     assert numbers["bits_per_dim_0_value"][1] == pytest.approx(found[1].bits_per_dim)
 
 
@@ -45,7 +44,7 @@ def test_checkpoints_and_runs_are_curves_of_their_own(tmp_path):
         for steps in (5, 10):
             add_likelihood(run, steps)
     add_likelihood(runs[0], 20, step=9)  # alone, so no curve
-    curves = fewer_steps.bits_per_dim(groups(runs)).numbers["curves"].tolist()
+    curves = fewer_steps.bits_per_dim(runs).numbers["curves"].tolist()
     assert curves == ["one", "other"]
 
 
@@ -56,7 +55,7 @@ def test_scores_by_steps_are_the_files(tmp_path):
     for steps, value in (("5", 1.5), ("10", 1.25)):
         add_scores(run, "ddim", steps, {"FD-digits": value}, None)
     add_scores(run, "ancestral", "15", {"FD-digits": 0.5}, 0.1, count=1000)
-    figure = fewer_steps.scores(groups([run]))
+    figure = fewer_steps.scores([run])
     numbers = figure.numbers
     assert numbers["curves"].tolist() == ["ancestral, learned variance", "DDIM"]
     np.testing.assert_array_equal(numbers["FD-digits_0_steps"], [5, 10, 20])
@@ -82,12 +81,12 @@ def test_seeds_are_one_curve_of_means(tmp_path, other):
             totals.append(found.draws.mean())
             value = {"FD-digits": steps + run.config.seed}
             add_scores(run, "ddim", str(steps), value, 0.1, sample__seed=seed)
-    figure = fewer_steps.bits_per_dim(groups(runs))
+    figure = fewer_steps.bits_per_dim(runs)
     expected = np.reshape(totals, (2, 2))
     np.testing.assert_allclose(figure.numbers["bits_per_dim_0_value"], expected.mean(axis=0))
     np.testing.assert_allclose(figure.numbers["bits_per_dim_0_error"], expected.std(0, ddof=1))
     assert "run (2 seeds)" in figure.caption and "deviations over seeds" in figure.caption
-    numbers = fewer_steps.scores(groups(runs)).numbers
+    numbers = fewer_steps.scores(runs).numbers
     np.testing.assert_array_equal(numbers["FD-digits_0_value"], [5.5, 10.5])
     np.testing.assert_array_equal(numbers["FD-digits_0_seeds"], [2, 2])
 
@@ -98,7 +97,7 @@ def test_variances_and_ddim_are_curves_of_one_run(tmp_path):
         add_scores(run, "ddim", steps, {"FD-digits": 1.0}, 0.1)
         for variance in ("", "fixed_large", "fixed_small"):
             add_scores(run, "ancestral", steps, {"FD-digits": 1.0}, 0.1, sample__variance=variance)
-    assert set(fewer_steps.scores(groups([run])).numbers["curves"]) == {
+    assert set(fewer_steps.scores([run]).numbers["curves"]) == {
         "DDIM",
         "ancestral, learned variance",
         r"ancestral, fixed $\beta_t$",
@@ -113,4 +112,4 @@ def test_single_points_are_no_curve(tmp_path, kind):
     add_scores(run, "ddim", "5", {"FD-digits": 1.0}, 0.1)
     add_scores(run, "ancestral", "10", {"FD-digits": 1.0}, 0.1)
     with pytest.raises(Missing, match="two numbers of steps"):
-        getattr(fewer_steps, kind)(groups([run]))
+        getattr(fewer_steps, kind)([run])

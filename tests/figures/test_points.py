@@ -8,7 +8,7 @@ from synthetic import stored_run
 
 from iddpm_jax.figures import points
 from iddpm_jax.figures.points import Found, Point, pooled
-from iddpm_jax.figures.seeds import groups
+from iddpm_jax.figures.seeds import by_seed
 
 
 def found(run, words, x, value, error=0.5):
@@ -57,7 +57,7 @@ def looks_of(tmp_path, keys):
         stored_run(tmp_path / name, train__steps=4 + i) for i, name in enumerate(("one", "two"))
     ]
     curves = {key: {1: Point(1, 1, ()), 2: Point(1, 1, ())} for key in keys}
-    return points.looks({"FD": curves}, groups(runs))
+    return points.looks({"FD": curves}, by_seed(runs))
 
 
 def test_curves_of_several_samplers_and_runs_have_colours_by_run(tmp_path):

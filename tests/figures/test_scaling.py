@@ -8,7 +8,6 @@ from iddpm_jax import build
 from iddpm_jax.figures import scaling
 from iddpm_jax.figures.points import Point
 from iddpm_jax.figures.results import Missing
-from iddpm_jax.figures.seeds import groups
 from iddpm_jax.models.flops import multiply_adds
 
 
@@ -44,7 +43,7 @@ def test_curves_of_widths_are_what_was_measured_on_the_way(tmp_path):
         for step in (100, 1600):
             add_scores(run, "ancestral", "5", {"FD-digits": 500 / step, "x": 1.0}, 0.1, step=step)
     runs.append(stored_run(tmp_path / "another", model__width=96, train__steps=7))
-    figure = scaling.scaling(groups(runs))
+    figure = scaling.scaling(runs)
     numbers = figure.numbers
     for width, run, seeds in ((32, runs[1], 2), (64, runs[0], 1)):
         stem = f"bits_dim_test_split_width_{width}"
@@ -93,7 +92,7 @@ def test_frontier_leaves_out_what_is_dearer_and_no_better():
 def test_one_width_and_widths_without_numbers_are_missing(tmp_path):
     runs = [stored_run(tmp_path / "a"), stored_run(tmp_path / "b", diffusion__T=30)]
     with pytest.raises(Missing, match="model.width alone"):
-        scaling.scaling(groups(runs))
+        scaling.scaling(runs)
     runs.append(stored_run(tmp_path / "c", model__width=64))
     with pytest.raises(Missing, match="train.evaluate_every_steps"):
-        scaling.scaling(groups(runs))
+        scaling.scaling(runs)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic import stored_run
 
-from iddpm_jax.figures.seeds import groups, mean_and_spread
+from iddpm_jax.figures.seeds import by_seed, mean_and_spread
 
 
 def names(found):
@@ -18,7 +18,7 @@ def test_runs_that_differ_only_in_their_seed_are_one_entry(tmp_path):
         for schedule in ("cosine", "linear")
     ]
     runs.append(stored_run(tmp_path / "other", train__steps=5))
-    found = groups(runs)
+    found = by_seed(runs)
     assert names(found) == [
         ("cosine", ["cosine_seed0", "cosine_seed1"]),
         ("linear", ["linear_seed0", "linear_seed1"]),
@@ -32,12 +32,12 @@ def test_runs_that_differ_only_in_their_seed_are_one_entry(tmp_path):
 def test_settings_that_make_no_other_run_do_not_part_seeds(tmp_path):
     other = {"sample__steps": "7", "train__log_every_steps": 9, "nll__seed": 3, "train__fsdp": 2}
     runs = [stored_run(tmp_path / "a1"), stored_run(tmp_path / "a2", seed=1, **other)]
-    assert names(groups(runs)) == [("a", ["a1", "a2"])]
+    assert names(by_seed(runs)) == [("a", ["a1", "a2"])]
 
 
 def test_a_second_run_of_the_same_seed_is_an_entry_of_its_own(tmp_path):
     runs = [stored_run(tmp_path / name) for name in ("one", "again")]
-    assert names(groups(runs)) == [("one", ["one"]), ("again", ["again"])]
+    assert names(by_seed(runs)) == [("one", ["one"]), ("again", ["again"])]
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_entry_is_called_what_its_names_begin_with(tmp_path, given, expected):
         config = run.config.copy_and_resolve_references()
         config.seed = seed
         runs.append(run._replace(name=name, folder=tmp_path / str(seed), config=config))
-    assert [group.name for group in groups(runs)] == [expected]
+    assert [group.name for group in by_seed(runs)] == [expected]
 
 
 def test_entries_of_one_name_are_called_after_their_first_runs(tmp_path):
     runs = [stored_run(tmp_path / f"a{i}", seed=i % 2, train__steps=4 + i // 2) for i in range(4)]
-    assert [group.name for group in groups(runs)] == ["a0", "a2"]
+    assert [group.name for group in by_seed(runs)] == ["a0", "a2"]
 
 
 def test_spread_is_that_of_a_sample():

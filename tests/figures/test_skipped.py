@@ -5,7 +5,6 @@ import pytest
 from synthetic import add_scores, stored_run
 
 from iddpm_jax.figures.results import Missing
-from iddpm_jax.figures.seeds import groups
 from iddpm_jax.figures.skipped import skipped_steps
 
 
@@ -20,7 +19,7 @@ def test_a_curve_for_each_schedule_over_seeds(tmp_path):
             value = {"FD-digits": i + skip, "IS-digits": 1.0}
             add_scores(run, "ancestral", "10", value, 0.1, sample__skip=skip)
         add_scores(run, "ancestral", "5", {"FD-digits": 9.0}, 0.1)  # no other skip: no curve
-    figure = skipped_steps(groups(runs))
+    figure = skipped_steps(runs)
     numbers = figure.numbers
     assert numbers["curves"].tolist() == ["linear (2 seeds)", "cosine (2 seeds)"]
     for i, first in enumerate((0, 2)):
@@ -38,4 +37,4 @@ def test_one_share_alone_is_no_curve(tmp_path):
     add_scores(run, "ancestral", "10", {"FD-digits": 1.0}, 0.1, sample__skip=0.2)
     add_scores(run, "ancestral", "5", {"FD-digits": 1.0}, 0.1)
     with pytest.raises(Missing, match=r"--config.sample.skip=0.2"):
-        skipped_steps(groups([run]))
+        skipped_steps([run])

@@ -8,7 +8,6 @@ from synthetic import add_likelihood, add_scores, stored_run
 
 from iddpm_jax.figures import tables
 from iddpm_jax.figures.results import Missing
-from iddpm_jax.figures.seeds import groups
 
 
 def grid(tmp_path):
@@ -40,7 +39,7 @@ def rows_of(text):
 
 def test_rows_are_entries_and_cells_mean_and_spread(tmp_path):
     runs, found = grid(tmp_path)
-    path = tables.write(tmp_path, groups(runs))
+    path = tables.write(tmp_path, runs)
     text = path.read_text(encoding="utf-8")
     head, ruler, linear, vlb = rows_of(text)
     assert head[:5] == ["training steps", "T", "schedule", "objective", "seeds"]
@@ -67,7 +66,7 @@ def test_what_a_run_lacks_and_what_fewer_seeds_have_is_said(tmp_path):
         path.unlink()
     for path in (runs[3].folder / "nll").iterdir():
         path.unlink()
-    text = tables.write(tmp_path, groups(runs)).read_text(encoding="utf-8")
+    text = tables.write(tmp_path, runs).read_text(encoding="utf-8")
     _, _, linear, vlb = rows_of(text)
     assert linear[6] == "**3.5** ± 2.1 (of 2)" and vlb[5] == "-"
     assert "*" not in linear[5]  # alone, and so not the best
@@ -78,7 +77,7 @@ def test_where_no_run_has_its_default_steps_the_commonest_number_is_taken(tmp_pa
     for run in runs:
         add_scores(run, "ancestral", "10", {"FD-digits": 2.0 + run.config.model.width}, 0.1)
     add_scores(runs[0], "ancestral", "20", {"FD-digits": 1.0}, 0.1)
-    text = tables.write(tmp_path, groups(runs)).read_text(encoding="utf-8")
+    text = tables.write(tmp_path, runs).read_text(encoding="utf-8")
     assert [row[-1] for row in rows_of(text)[2:]] == ["**34.00** [0.10]", "66.00 [0.10]"]
     assert "ancestral, ema0.9" in text and "10 steps" in text and "sampling steps: 10," in text
 
@@ -86,7 +85,7 @@ def test_where_no_run_has_its_default_steps_the_commonest_number_is_taken(tmp_pa
 def test_other_settings_that_differ_have_columns(tmp_path):
     runs = [stored_run(tmp_path / f"w{width}", model__width=width) for width in (32, 64)]
     add_likelihood(runs[0], 20)
-    head, _, *rows = rows_of(tables.write(tmp_path, groups(runs)).read_text(encoding="utf-8"))
+    head, _, *rows = rows_of(tables.write(tmp_path, runs).read_text(encoding="utf-8"))
     assert head[:3] == ["T", "schedule", "model.width"]
     assert [row[2] for row in rows] == ["32", "64"]
 
@@ -94,8 +93,8 @@ def test_other_settings_that_differ_have_columns(tmp_path):
 def test_a_single_entry_and_nothing_measured_are_no_table(tmp_path):
     runs = [stored_run(tmp_path / f"a{seed}", seed=seed) for seed in range(2)]
     with pytest.raises(Missing, match="--with"):
-        tables.write(tmp_path, groups(runs))
+        tables.write(tmp_path, runs)
     runs.append(stored_run(tmp_path / "b", train__steps=9))
     with pytest.raises(Missing, match="no run has"):
-        tables.write(tmp_path, groups(runs))
+        tables.write(tmp_path, runs)
     assert not (tmp_path / "tables.md").exists()
