@@ -1,5 +1,6 @@
 """--mode figures: the paper's figures that need no grid of trainings, from a workdir's results."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from iddpm_jax import build
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
-from iddpm_jax.figures import bound, curves, fewer_steps, noise
+from iddpm_jax.figures import bound, curves, fewer_steps, noise, skipped
 from iddpm_jax.figures.captions import about
 from iddpm_jax.figures.drawing import Figure, require_matplotlib, write
 from iddpm_jax.figures.results import Missing, Run
@@ -47,6 +48,7 @@ def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> It
         "learning_curves": lambda: curves.learning_curves(runs),
         "bits_per_dim_by_steps": lambda: fewer_steps.bits_per_dim(runs),
         "scores_by_steps": lambda: fewer_steps.scores(runs),
+        "skipped_steps": lambda: skipped.skipped_steps(runs),
     }
     for name, make in figures.items():
         try:
@@ -63,7 +65,8 @@ def _runs(config: ConfigDict, workdir: Path, others: tuple[Path, ...]) -> list[R
     folders = [workdir, *others]
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
+        shared = os.path.commonpath([folder.resolve().parent for folder in folders])
+        names = [str(folder.resolve().relative_to(shared)) for folder in folders]
     if len(set(names)) < len(names):
         raise InputError("--with names a workdir twice; name each once")
     loaded = [config, *(configs.load(folder / "config.json") for folder in others)]

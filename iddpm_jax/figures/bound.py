@@ -5,32 +5,35 @@ from pathlib import Path
 
 import numpy as np
 
-from iddpm_jax.figures.drawing import COLOURS, DASHES, WIDTH, Figure
-from iddpm_jax.figures.results import Measured, Missing, Run, labels, likelihoods
-
-VARIANCES = {
-    "learned": "learned variance",
-    "learned_range": "learned variance",
-    "fixed_large": r"fixed $\beta_t$",
-    "fixed_small": r"fixed $\tilde{\beta}_t$",
-}
-"""What variances are called in legends."""
+from iddpm_jax.figures.drawing import WIDTH, Figure, line_style, shared_legend
+from iddpm_jax.figures.results import (
+    VARIANCES,
+    Measured,
+    Missing,
+    Run,
+    all_steps,
+    best_bound,
+    labels,
+)
+from iddpm_jax.figures.seeds import Group, by_seed
 
 
 def terms(runs: list[Run]) -> Figure:
     """L_t at every step, and the sum up to it, from each run's newest evaluation.
 
     Args:
-        runs: with several of them, each one's own variance alone is drawn.
+        runs: of those that differ in their seed alone the first that has an evaluation; of several
+            entries each one's own variance alone is drawn.
 
     Raises:
         Missing: no run has measured bits/dim with all its steps.
     """
-    chosen = [found for found in map(_chosen, runs) if found]
+    groups = by_seed(runs)
+    chosen = [found for found in map(_first, groups) if found]
     if not chosen:
         raise Missing(
-            f"{runs[0].folder / 'nll'} holds no bits/dim of all steps; measure them with --mode "
-            "nll --config.nll.terms=0"
+            f"{runs[0].folder / 'nll'} holds no bits/dim of all steps; measure "
+            "them with --mode nll --config.nll.terms=0"
         )
     files = tuple(found.path.with_suffix(".npz") for found in chosen)
     names = labels([found.words for found in chosen])
@@ -52,11 +55,7 @@ def terms(runs: list[Run]) -> Figure:
     def draw(canvas):
         left, right = canvas.subplots(1, 2)
         for i, (prefix, name, label) in enumerate(curves):
-            style = {
-                "color": COLOURS[i],
-                "ls": DASHES[i % 3],
-                "lw": 1.2 if i == 0 or prefix else 0.9,
-            }
+            style = {**line_style(i), "lw": 1.2 if i == 0 or prefix else 0.9}
             t, l_t = numbers[f"{prefix}t"] + 1, numbers[prefix + name]
             there = ~np.isnan(l_t)
             left.plot(t[there], l_t[there], label=label, zorder=3 - 0.1 * i, **style)
@@ -66,7 +65,10 @@ def terms(runs: list[Run]) -> Figure:
         left.set_ylabel("term of the bound $L_{t-1}$ (bits/dim)")
         right.set(xscale="log", xlabel="diffusion step $t$", ylim=(0, None))
         right.set_ylabel("sum of the terms up to $t$ (bits/dim)")
-        right.legend(loc="lower right")
+        if len(chosen) > 1:
+            shared_legend(canvas, [right])
+        else:
+            right.legend(loc="lower right")
 
     caption = (
         "Terms of the variational bound against the diffusion step (the paper's figure 2), and "
@@ -76,18 +78,14 @@ def terms(runs: list[Run]) -> Figure:
     return Figure(numbers, caption, (WIDTH, 2.7), draw, files)
 
 
-def _chosen(run: Run) -> Measured | None:
-    """An evaluation of all steps: the newest checkpoint's, and of those that with most terms.
-
-    With fewer steps every term is another one, and they are no terms of what was trained.
-    """
-    whole = [found for found in likelihoods(run) if found.steps == run.config.diffusion.T]
-    there = [found for found in whole if found.path.with_suffix(".npz").exists()]
-
-    def worth(found: Measured) -> tuple:
-        return found.training_step, found.record["terms"], found.record["draws"]
-
-    return max(there, key=worth, default=None)
+def _first(group: Group) -> Measured | None:
+    """The evaluation of the first run that has one, by that run's seed where there are several."""
+    for run in group.runs:
+        name = f"{group.name}, seed {run.config.seed}" if len(group.runs) > 1 else group.name
+        found = all_steps(run._replace(name=name))
+        if found:
+            return found
+    return None
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -103,11 +101,11 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _note(found: Measured, arrays: dict[str, np.ndarray]) -> str:
     r, l_t = found.record, arrays["mean_l_t"]
     first = l_t[0] / np.nansum(l_t)
-    bound = r["adjusted"] or {"mean": r["bits_per_dim"], "standard_error": r["standard_error"]}
+    mean, error = best_bound(r)
     some = "all" if r["terms"] == r["steps"] else f"{r['terms']:,} random ones of the"
     return (
         f"{r['images']:,} images of {found.words[2]}, {some} {r['steps']:,} terms of each, "
-        f"together {bound['mean']:.3f} +- {bound['standard_error']:.3f} bits/dim, of which the "
+        f"together {mean:.3f} +- {error:.3f} bits/dim, of which the "
         f"first is {first:.0%} and L_T {r['prior']:.1g} bits/dim."
     )
 

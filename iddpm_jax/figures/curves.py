@@ -4,9 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from iddpm_jax.figures.drawing import COLOURS, DASHES, WIDTH, Figure, logarithmic, shared_legend
+from iddpm_jax.figures.drawing import (
+    COLOURS,
+    DASHES,
+    WIDTH,
+    Figure,
+    line_style,
+    logarithmic,
+    shared_legend,
+)
 from iddpm_jax.figures.results import Missing, Run
 from iddpm_jax.figures.results import curves as read
+from iddpm_jax.figures.seeds import by_seed
 
 POINTS = 200
 """Of a curve that is drawn; a longer one is averaged down to fewer than twice as many."""
@@ -25,25 +34,35 @@ IMPORTANCE = {
 """Columns of runs under importance sampling; both are shares."""
 
 
+Columns = dict[str, np.ndarray]
+"""metrics.jsonl of one entry: name -> [seeds, rows], NaN where a run lacks it; "step" [rows]."""
+
+
 def learning_curves(runs: list[Run]) -> Figure:
-    """L_simple and L_vlb against the training step; of a single run also by quarter of t.
+    """L_simple and L_vlb against the training step; of a single entry also by quarter of t.
 
     Args:
-        runs: whose metrics.jsonl is read.
+        runs: whose metrics.jsonl are read.
 
     Raises:
         Missing: no run has any.
     """
-    read_runs = {run.name: (run.folder / "metrics.jsonl", read(run)) for run in runs}
-    found = {name: columns for name, (_, columns) in read_runs.items() if "l_vlb" in columns}
+    groups = by_seed(runs)
+    found: dict[str, Columns] = {}
+    numbers: dict[str, np.ndarray] = {}
+    files: list[Path] = []
+    for group in groups:
+        columns_of = {run.folder / "metrics.jsonl": read(run) for run in group.runs}
+        there = {path: columns for path, columns in columns_of.items() if "l_vlb" in columns}
+        if there:
+            found[group.label] = together(list(there.values()))
+            files += there
+            prefix = f"{group.name}_" if len(groups) > 1 else ""
+            numbers |= {prefix + k: v for k, v in _to_write(found[group.label]).items()}
     if not found:
-        raise Missing(f"{runs[0].folder} holds no metrics.jsonl; it was not trained here")
-    files: tuple[Path, ...] = tuple(read_runs[name][0] for name in found)
+        folder = runs[0].folder
+        raise Missing(f"{folder} holds no metrics.jsonl; it was not trained here")
     sampled = any(key in columns for columns in found.values() for key in IMPORTANCE)
-    numbers = {}
-    for name, columns in found.items():
-        prefix = f"{name}_" if len(found) > 1 else ""
-        numbers |= {prefix + key: columns[key] for key in columns if _is_drawn(key)}
 
     def draw(canvas):
         panels = canvas.subplots(1, 3 if sampled else 2)
@@ -55,7 +74,35 @@ def learning_curves(runs: list[Run]) -> Figure:
             _draw_importance(panels[2], found)
         shared_legend(canvas, panels[1:])
 
-    return Figure(numbers, _caption(found, sampled), (WIDTH, 2.8), draw, files)
+    return Figure(numbers, _caption(found, sampled), (WIDTH, 2.8), draw, tuple(files))
+
+
+def together(runs: list[Columns]) -> Columns:
+    """The columns of several seeds, row by row of the steps that any of them has.
+
+    Args:
+        runs: name -> [rows].
+    """
+    step = np.unique(np.concatenate([columns["step"] for columns in runs]))
+    names = dict.fromkeys(name for columns in runs for name in columns if _is_drawn(name))
+    table = {name: np.full((len(runs), len(step)), np.nan) for name in names if name != "step"}
+    for i, columns in enumerate(runs):
+        rows = np.searchsorted(step, columns["step"])
+        for name in table:
+            if name in columns:
+                table[name][i, rows] = columns[name]
+    return {"step": step, **table}
+
+
+def _to_write(columns: Columns) -> Columns:
+    """Means over seeds, and NAME_spread, the standard deviation over them where there are some."""
+    seeds = len(columns["l_vlb"])
+    found = {"step": columns["step"]}
+    for name in columns:
+        if name != "step":
+            found[name], spread = over_seeds(columns[name])
+            found |= {f"{name}_spread": spread} if seeds > 1 else {}
+    return found
 
 
 def _is_drawn(key: str) -> bool:
@@ -63,37 +110,67 @@ def _is_drawn(key: str) -> bool:
     return key == "step" or key.startswith(beginnings) or key.endswith("_bits_per_dim")
 
 
-def _draw_loss(axes, found: dict[str, dict], key: str) -> None:
-    """One loss of every run; of a single one its quarters too, and what was measured on the way."""
+def _draw_loss(axes, found: dict[str, Columns], key: str) -> None:
+    """One loss of all entries; of a single one its quarters too, and what was measured."""
     alone = len(found) == 1
     for i, (name, columns) in enumerate(found.items()):
-        step = columns["step"]
         if alone:
             for q, (quarter, label) in enumerate(QUARTERS.items()):
                 style = {"color": COLOURS[q], "ls": DASHES[q + 1], "lw": 0.9}
-                axes.plot(*averaged(step, columns[key + quarter]), label=label, **style)
-        colour = "black" if alone else COLOURS[i % 7]
-        label = "all $t$" if alone else name
-        style = {"color": colour, "ls": DASHES[i % 7], "lw": 1.6 if alone else 1.3}
-        axes.plot(*averaged(step, columns[key]), label=label, **style)
+                _draw_curve(axes, columns, key + quarter, label, style)
+        style = line_style(i) | ({"color": "black"} if alone else {})
+        colour = style["color"]
+        width = {"lw": 1.6 if alone else 1.3}
+        _draw_curve(axes, columns, key, "all $t$" if alone else name, style | width)
         if key == "l_vlb":
             for column in (c for c in columns if c.endswith("_bits_per_dim")):
-                label = f"measured, {column.removesuffix('_bits_per_dim')} split"
-                axes.plot(step, columns[column], "D", color=colour, mfc="white", label=label)
+                mean, spread = over_seeds(columns[column])
+                look = {"color": colour, "mfc": "white", "ms": 4 if alone else 3, "elinewidth": 0.8}
+                axes.errorbar(columns["step"], mean, spread, fmt="D", **look)
+    for column in dict.fromkeys(c for columns in found.values() for c in columns):
+        if key == "l_vlb" and column.endswith("_bits_per_dim"):
+            label = f"measured, {column.removesuffix('_bits_per_dim')} split"
+            axes.plot([], [], "D", color="black", mfc="white", label=label)
     logarithmic(axes)
     axes.set_xlabel("training step")
 
 
-def _draw_importance(axes, found: dict[str, dict]) -> None:
+def _draw_curve(axes, columns: Columns, key: str, label: str | None, style: dict) -> None:
+    """Means over seeds of neighbouring rows, in a band of one standard deviation over seeds."""
+    each = [averaged(columns["step"], values) for values in columns[key]]
+    mean, spread = over_seeds(np.array([value for _, value in each]))
+    axes.plot(each[0][0], mean, label=label, **style)
+    if len(each) > 1:
+        band = {"color": style["color"], "alpha": 0.2, "lw": 0}
+        low = np.maximum(mean - spread, 0.1 * mean)  # a logarithmic axis has no place for less
+        axes.fill_between(each[0][0], low, mean + spread, **band)
+
+
+def _draw_importance(axes, found: dict[str, Columns]) -> None:
     """How even the weights are, and how many histories are full."""
-    for i, (name, columns) in enumerate(found.items()):
+    for i, columns in enumerate(found.values()):
         for j, (key, label) in enumerate(IMPORTANCE.items()):
             if key in columns:
                 alone = len(found) == 1
-                label = label if alone else f"{label}, {name}"
                 style = {"color": COLOURS[4 + j if alone else i % 7], "ls": DASHES[j]}
-                axes.plot(*averaged(columns["step"], columns[key]), label=label, **style)
+                _draw_curve(axes, columns, key, label if alone else None, style)
+                if not alone:  # whose it is, its colour tells
+                    axes.plot([], [], label=label, color="black", ls=DASHES[j])
     axes.set(xlabel="training step", ylabel="share", ylim=(0, 1.02))
+
+
+def over_seeds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over seeds of each row, NaN where too few seeds have it.
+
+    Args:
+        values: [seeds, rows]; NaN counts for nothing.
+    """
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    filled = np.where(known, values, 0.0)
+    mean = np.where(count > 0, filled.sum(axis=0) / np.maximum(count, 1), np.nan)
+    squares = np.where(known, (values - mean) ** 2, 0.0).sum(axis=0)
+    return mean, np.where(count > 1, np.sqrt(squares / np.maximum(count - 1, 1)), np.nan)
 
 
 def averaged(step: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +194,7 @@ def _width(rows: int) -> int:
     return max(1, rows // POINTS)
 
 
-def _caption(found: dict[str, dict], sampled: bool) -> str:
+def _caption(found: dict[str, Columns], sampled: bool) -> str:
     by = "of all t (bold) and by quarter of t" if len(found) == 1 else "a line for each run"
     width = max(_width(len(columns["step"])) for columns in found.values())
     text = (
@@ -128,6 +205,11 @@ def _caption(found: dict[str, dict], sampled: bool) -> str:
         "L_vlb is mostly the larger. Diamonds: bits/dim measured while training, by the running "
         "average."
     )
+    if any(len(columns["l_vlb"]) > 1 for columns in found.values()):
+        text += (
+            " Of several seeds lines are means, and bands and bars one standard deviation over "
+            "seeds to either side."
+        )
     if width > 1:
         text += f" A point is the mean of up to {width + 1} rows of metrics.jsonl."
     if sampled:

@@ -1,11 +1,13 @@
 """What a figure is, how all of them look, and writing one: PNG, SVG, numbers, caption."""
 
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from iddpm_jax.errors import InputError
 
@@ -16,6 +18,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 1.5)), "-"
 """So that lines can be told apart without colour."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
 
 WIDTH = 6.75
 """Of a figure of several panels, inches: both columns of a page."""
@@ -68,6 +71,13 @@ class Figure(NamedTuple):
     files: tuple[Path, ...] = ()
 
 
+def line_style(i: int, markers: bool = False) -> dict[str, Any]:
+    """Colour, dashes and, if asked for, marker of line i; after seven, colours go other ways."""
+    around = i + i // len(COLOURS)
+    marker = {"marker": MARKERS[around % len(MARKERS)]} if markers else {}
+    return {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[around % len(DASHES)], **marker}
+
+
 def require_matplotlib() -> None:
     """Object in one line where matplotlib is missing.
 
@@ -103,13 +113,22 @@ def write(stem: Path, figure: Figure, about: str) -> Path:
         png = stem.with_suffix(".png")
         # Noise does not compress: pictures of it take fewer dots.
         for dots in (200, 140, 100, 70):
-            canvas.savefig(png, dpi=dots, metadata={"Software": None})
+            _save(canvas, png, dots)
             if png.stat().st_size < LARGEST_PNG:
                 break
     np.savez_compressed(stem.with_suffix(".npz"), **figure.numbers)
     caption = textwrap.fill(figure.caption, 100)
     stem.with_suffix(".txt").write_text(f"{caption}\n\n{about}\n", encoding="utf-8")
     return png
+
+
+def _save(canvas: Any, path: Path, dots: int) -> None:
+    """Save a PNG; lines and words, which need few colours, with 256 of them if it is large."""
+    canvas.savefig(path, dpi=dots, metadata={"Software": None})
+    if path.stat().st_size >= LARGEST_PNG and not any(axes.images for axes in canvas.axes):
+        with Image.open(path) as image:
+            few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(path, dpi=(dots, dots), optimize=True)
 
 
 def step_ticks(axes: Any, steps: np.ndarray) -> None:
@@ -140,14 +159,33 @@ def logarithmic(axes: Any) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high / low < 300:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        subs = (1, 1.5, 2, 3, 5, 7) if high / low < 10 else (1, 2, 5)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def shared_legend(canvas: Any, panels: Sequence[Any], columns: int | None = None) -> None:
+LEGEND_LINE = 0.17
+"""Height of a row of a legend, inches."""
+
+
+def shared_legend(canvas: Any, panels: Sequence[Any]) -> None:
     """One legend above all panels, where it hides nothing; a label of several panels once."""
     found = [axes.get_legend_handles_labels() for axes in panels]
-    lines = {label: line for pair in found for line, label in zip(*pair, strict=True)}
-    columns = columns or (len(lines) if len(lines) <= 5 else 4)  # more would not fit
+    legend_above(canvas, {label: line for pair in found for line, label in zip(*pair, strict=True)})
+
+
+def legend_above(canvas: Any, lines: dict[str, Any]) -> None:
+    """A legend above all panels; the figure grows by each row beyond the first.
+
+    Args:
+        canvas: a matplotlib.figure.Figure.
+        lines: artists by their labels.
+    """
+    width = canvas.get_figwidth()
+    longest = max(len(re.sub(r"\$[^$]*\$", "xx", label)) for label in lines)
+    room = max(1, min(5, int(width / (0.055 * longest + 0.5))))
+    rows = -(-len(lines) // room)
+    canvas.set_figheight(canvas.get_figheight() + LEGEND_LINE * (rows - 1))
+    columns = -(-len(lines) // rows)  # evenly filled
     canvas.legend(lines.values(), lines, loc="outside upper center", ncols=columns)

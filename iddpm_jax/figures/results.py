@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,20 @@ class Missing(Exception):
     """What a figure shows is not there; the text says what, and how to get it."""
 
 
+VARIANCES = {
+    "learned": "learned variance",
+    "learned_range": "learned variance",
+    "fixed_large": r"fixed $\beta_t$",
+    "fixed_small": r"fixed $\tilde{\beta}_t$",
+}
+"""What variances are called in legends."""
+
+
 class Run(NamedTuple):
     """A run whose results are drawn.
 
     Attributes:
-        name: of its workdir, for labels.
+        name: of its workdir, for labels; runs of one name are one entry (see seeds.py).
         folder: the workdir.
         config: of the run.
     """
@@ -34,9 +44,11 @@ class Measured(NamedTuple):
     Attributes:
         path: the .json it comes from.
         training_step: of the checkpoint.
-        steps: of the process it was measured with.
+        steps: of the process it was measured with, those that were skipped included.
         words: what else decided it; the same for results that belong on one curve.
         record: the whole file.
+        sampler: of samples, those of the words that tell how they were drawn.
+        skip: of samples, the share of the steps that was left out.
     """
 
     path: Path
@@ -44,6 +56,8 @@ class Measured(NamedTuple):
     steps: int
     words: tuple[str, ...]
     record: dict
+    sampler: tuple[str, ...] = ()
+    skip: float = 0.0
 
 
 def curves(run: Run) -> dict[str, np.ndarray]:
@@ -66,7 +80,10 @@ def curves(run: Run) -> dict[str, np.ndarray]:
 
 
 _LIKELIHOOD = re.compile(r"step(\d+)_(.+)_([^_]+)steps(?:_\d+terms)?(?:_\d+draws)?_(.+)")
-_SAMPLES = re.compile(r"step(\d+)_(ancestral|ddim)_([^_]+)_(.+)")
+_SAMPLES = re.compile(
+    r"step(\d+)_(ancestral|ddim)_([^_]+)(?:_eta([^_]+))?(?:_skip([^_]+))?"
+    r"(?:_(fixed-small|fixed-large))?_(.+)"
+)
 
 
 def likelihoods(run: Run) -> list[Measured]:
@@ -88,6 +105,30 @@ def likelihoods(run: Run) -> list[Measured]:
     return found
 
 
+def all_steps(run: Run) -> Measured | None:
+    """A bound of all steps: the newest checkpoint's, and of those that with most terms.
+
+    With fewer steps every term is another one, and they are no terms of what was trained.
+
+    Raises:
+        Missing: a file cannot be read.
+    """
+    whole = [found for found in likelihoods(run) if found.steps == run.config.diffusion.T]
+    there = [found for found in whole if found.path.with_suffix(".npz").exists()]
+
+    def worth(found: Measured) -> tuple:
+        return found.training_step, found.record["terms"], found.record["draws"]
+
+    return max(there, key=worth, default=None)
+
+
+def best_bound(record: dict) -> tuple[float, float]:
+    """Mean and standard error of bits/dim; adjusted where that is known, which errs far less."""
+    if record["adjusted"]:
+        return record["adjusted"]["mean"], record["adjusted"]["standard_error"]
+    return record["bits_per_dim"], record["standard_error"]
+
+
 def scores(run: Run) -> list[Measured]:
     """Every comparison in fid/ of samples that --mode sample drew, in the order of their names.
 
@@ -99,20 +140,45 @@ def scores(run: Run) -> list[Measured]:
         record = _read(path, ("samples", "preprocessing", "settings", "scores"))
         match = _SAMPLES.fullmatch(Path(record["samples"].replace("\\", "/")).parent.name)
         if match:
-            training_step, sampler, steps, rest = match.groups()
+            training_step, sampler, steps, eta, skip, variance, rest = match.groups()
+            skip = float(skip or 0)
+            variance = (variance or run.config.diffusion.variance).replace("-", "_")
+            how = sampler_words(sampler, steps, float(eta or 0), skip, variance)
             words = (
-                {"ancestral": "ancestral", "ddim": "DDIM"}[sampler],
+                *how,
                 run.name,
                 _step(training_step),
-                *(word for word in rest.split("_") if word != "eta0"),
-                *_spacing(steps),
+                *rest.split("_"),
                 f"{record['samples_count']:,} samples",
                 f"against {record['reference']}",
                 f"k={record['settings']['neighbours']}",
                 f"features of {record['network']} {record['preprocessing']}".strip(),
             )
-            found.append(Measured(path, int(training_step), count_steps(steps), words, record))
+            step = int(training_step)
+            found.append(Measured(path, step, count_steps(steps), words, record, how, skip))
     return found
+
+
+def sampler_words(
+    sampler: str, steps: str, eta: float, skip: float, variance: str
+) -> tuple[str, ...]:
+    """How samples are drawn, in words.
+
+    Args:
+        sampler: "ancestral" or "ddim".
+        steps: as sample.steps; only what is said of their spacing counts.
+        eta: of DDIM.
+        skip: share of the steps that is left out.
+        variance: of ancestral sampling, as diffusion.variance.
+    """
+    own = ("DDIM", *([f"eta {eta:g}"] if eta else [])) if sampler == "ddim" else ("ancestral",)
+    own += (VARIANCES[variance],) if sampler == "ancestral" else ()
+    return (*own, *_spacing(steps), *([skip_word(skip)] if skip else []))
+
+
+def skip_word(skip: float) -> str:
+    """What is said of a skipped beginning of the reverse process."""
+    return f"first {100 * skip:g}% skipped"
 
 
 def count_steps(text: str) -> int:
@@ -125,6 +191,36 @@ def labels(words: Sequence[tuple[str, ...]]) -> list[str]:
     common = set.intersection(*map(set, words))
     told = [", ".join(word for word in each if word not in common) for each in words]
     return [label or each[0] for label, each in zip(told, words, strict=True)]
+
+
+OfRun = tuple[Run, Measured]
+"""A result and whose it is."""
+
+
+def kind(run: Run, each: Measured) -> tuple[str, ...]:
+    """How something was measured: its words, but for the run and what its config decides."""
+    own = (run.name, f"training step {each.training_step:,}", *each.sampler)
+    return tuple(word for word in without_seed(each.words) if word not in own)
+
+
+def commonest(
+    found: list[OfRun], kind_of: Callable[[Run, Measured], tuple]
+) -> tuple[list[OfRun], list[str]]:
+    """Those of the kind that most runs have, and of two kinds that with more samples.
+
+    Seldom measured kinds would stand in a column of their own, with numbers that do not compare.
+    """
+    if not found:
+        return [], []
+    count = Counter(kind_of(*each) for each in found)
+    samples = {kind_of(*each): each[1].record.get("samples_count", 0) for each in found}
+    chosen = max(count, key=lambda each: (count[each], samples[each]))
+    return [each for each in found if kind_of(*each) == chosen], list(chosen)
+
+
+def without_seed(words: Sequence[str]) -> tuple[str, ...]:
+    """Words but for the seed of sampling or of measuring."""
+    return tuple(word for word in words if not re.fullmatch(r"seed\d+", word))
 
 
 def _step(text: str) -> str:

@@ -58,10 +58,17 @@ def add_likelihood(
 
 
 def add_scores(
-    run: Run, sampler: str, steps: str, values: dict[str, float], error: float | None, count=200
+    run: Run,
+    sampler: str,
+    steps: str,
+    values: dict[str, float],
+    error: float | None,
+    count: int = 200,
+    step: int = 4,
+    **changes: object,
 ) -> None:
     """A comparison in fid/, as quality.measure writes it."""
-    opened = with_state(run, 4, sample__sampler=sampler, sample__steps=steps)
+    opened = with_state(run, step, sample__sampler=sampler, sample__steps=steps, **changes)
     folder = names.sample_folder(run.folder, opened)
     record = {
         "samples": str(folder / f"samples_{count}x8x8x1.npz"),
@@ -71,13 +78,17 @@ def add_scores(
         "preprocessing": "",
         "settings": {"neighbours": 3},
         "scores": [
-            {"name": name, "value": value, "error": error, "better": "lower"}
+            {"name": name, "value": value, "error": error, "better": _better(name)}
             for name, value in values.items()
         ],
     }
     (run.folder / "fid").mkdir(exist_ok=True)
     path = run.folder / "fid" / f"{folder.name}_samples_{count}x8x8x1_vs_digits_train.json"
     path.write_text(json.dumps(record))
+
+
+def _better(name: str) -> str:
+    return "higher" if name.startswith(("IS", "precision", "recall")) else "lower"
 
 
 def add_curves(run: Run, rows: list[dict]) -> None:

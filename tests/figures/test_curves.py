@@ -38,6 +38,20 @@ def test_runs_keep_their_names(tmp_path):
     assert not any(key.startswith("empty") for key in numbers)
 
 
+def test_seeds_are_means_and_spreads_by_step(tmp_path):
+    """The second seed was stopped early, and logged at another step."""
+    runs = [stored_run(tmp_path / f"run{seed}", seed=seed) for seed in range(2)]
+    add_curves(runs[0], [curve_row(n, l_vlb=float(n)) for n in (2, 4, 6)])
+    add_curves(runs[1], [curve_row(n, l_vlb=n + 2.0) for n in (2, 3, 4)])
+    figure = curves.learning_curves(runs)
+    numbers = figure.numbers
+    np.testing.assert_array_equal(numbers["step"], [2, 3, 4, 6])
+    np.testing.assert_allclose(numbers["l_vlb"], [3, 5, 5, 6])
+    root = np.sqrt(2)
+    np.testing.assert_allclose(numbers["l_vlb_spread"], [root, np.nan, root, np.nan])
+    assert "over seeds" in figure.caption and len(figure.files) == 2
+
+
 def test_short_curves_are_drawn_as_they_are():
     step, value = np.arange(1, 300), np.random.default_rng(0).random(299)
     for got, expected in zip(curves.averaged(step, value), (step, value), strict=True):

@@ -9,7 +9,15 @@ from PIL import Image
 
 from iddpm_jax.errors import InputError
 from iddpm_jax.figures import drawing
-from iddpm_jax.figures.drawing import Figure, logarithmic, require_matplotlib, step_ticks, write
+from iddpm_jax.figures.drawing import (
+    Figure,
+    line_style,
+    logarithmic,
+    require_matplotlib,
+    shared_legend,
+    step_ticks,
+    write,
+)
 
 SUFFIXES = (".png", ".svg", ".npz", ".txt")
 
@@ -66,6 +74,42 @@ def test_pictures_of_noise_stay_small(tmp_path):
     assert path.stat().st_size < 300_000
     with Image.open(path) as image:
         assert image.width < 1350  # which a plain figure has
+
+
+def test_large_figures_of_lines_keep_their_size_with_fewer_colours(tmp_path, monkeypatch):
+    values = np.random.default_rng(0).random((40, 3))
+
+    def draw(canvas):
+        canvas.subplots().plot(values)
+
+    def size_and_mode():
+        path = write(tmp_path / "lines", Figure({}, "", (4.0, 3.0), draw), "")
+        with Image.open(path) as image:
+            return path.stat().st_size, image.size, image.mode, np.asarray(image.convert("L"))
+
+    plain = size_and_mode()
+    monkeypatch.setattr(drawing, "LARGEST_PNG", plain[0] * 2 // 3)
+    few = size_and_mode()
+    assert few[0] < plain[0] * 2 // 3
+    assert (plain[1:3], few[1:3]) == (((800, 600), "RGBA"), ((800, 600), "P"))
+    assert np.abs(few[3].astype(int) - plain[3]).mean() < 3
+
+
+def test_figure_grows_with_the_rows_of_its_legend():
+    from matplotlib.figure import Figure as Canvas
+
+    for count, rows in ((1, 1), (5, 1), (6, 2), (11, 3)):
+        canvas = Canvas(figsize=(6.75, 2.0))
+        axes = canvas.subplots()
+        for i in range(count):
+            axes.plot([0, 1], label=f"line {i}")
+        shared_legend(canvas, [axes])
+        assert canvas.get_figheight() == pytest.approx(2.0 + 0.17 * (rows - 1))
+
+
+def test_lines_look_different_beyond_the_colours():
+    looks = [repr(line_style(i, True)) for i in range(21)]
+    assert len(set(looks)) == 21
 
 
 def test_labels_of_steps_do_not_overlap():

@@ -57,7 +57,7 @@ def test_scores_by_steps_are_the_files(tmp_path):
     add_scores(run, "ancestral", "15", {"FD-digits": 0.5}, 0.1, count=1000)
     figure = fewer_steps.scores([run])
     numbers = figure.numbers
-    assert numbers["curves"].tolist() == ["ancestral", "DDIM"]
+    assert numbers["curves"].tolist() == ["ancestral, learned variance", "DDIM"]
     np.testing.assert_array_equal(numbers["FD-digits_0_steps"], [5, 10, 20])
     np.testing.assert_array_equal(numbers["FD-digits_0_value"], [3, 2, 1])
     np.testing.assert_array_equal(numbers["FD-digits_0_error"], [0.25] * 3)
@@ -67,6 +67,42 @@ def test_scores_by_steps_are_the_files(tmp_path):
     assert "KD-digits_1_value" not in numbers
     assert "200 samples" in figure.caption
     assert len(figure.files) == 5  # not the 1,000 samples, which are alone
+
+
+@pytest.mark.parametrize("other", [0, 3])
+def test_seeds_are_one_curve_of_means(tmp_path, other):
+    """Also where each run was measured and sampled with a seed of its own."""
+    runs = [stored_run(tmp_path / f"run{seed}", seed=seed) for seed in range(2)]
+    totals = []
+    for run, seed in zip(runs, (0, other), strict=True):
+        run.config.nll.seed = seed
+        for steps in (5, 10):
+            found = add_likelihood(run, steps, seed=steps + run.config.seed)
+            totals.append(found.draws.mean())
+            value = {"FD-digits": steps + run.config.seed}
+            add_scores(run, "ddim", str(steps), value, 0.1, sample__seed=seed)
+    figure = fewer_steps.bits_per_dim(runs)
+    expected = np.reshape(totals, (2, 2))
+    np.testing.assert_allclose(figure.numbers["bits_per_dim_0_value"], expected.mean(axis=0))
+    np.testing.assert_allclose(figure.numbers["bits_per_dim_0_error"], expected.std(0, ddof=1))
+    assert "run (2 seeds)" in figure.caption and "deviations over seeds" in figure.caption
+    numbers = fewer_steps.scores(runs).numbers
+    np.testing.assert_array_equal(numbers["FD-digits_0_value"], [5.5, 10.5])
+    np.testing.assert_array_equal(numbers["FD-digits_0_seeds"], [2, 2])
+
+
+def test_variances_and_ddim_are_curves_of_one_run(tmp_path):
+    run = stored_run(tmp_path / "run")
+    for steps in ("5", "10"):
+        add_scores(run, "ddim", steps, {"FD-digits": 1.0}, 0.1)
+        for variance in ("", "fixed_large", "fixed_small"):
+            add_scores(run, "ancestral", steps, {"FD-digits": 1.0}, 0.1, sample__variance=variance)
+    assert set(fewer_steps.scores([run]).numbers["curves"]) == {
+        "DDIM",
+        "ancestral, learned variance",
+        r"ancestral, fixed $\beta_t$",
+        r"ancestral, fixed $\tilde{\beta}_t$",
+    }
 
 
 @pytest.mark.parametrize("kind", ["bits_per_dim", "scores"])

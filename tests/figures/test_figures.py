@@ -19,6 +19,7 @@ NAMES = (
     "learning_curves",
     "bits_per_dim_by_steps",
     "scores_by_steps",
+    "skipped_steps",
 )
 
 
@@ -36,12 +37,13 @@ def make_cli(monkeypatch, capsys):
     return call
 
 
-def with_results(folder):
-    """A workdir from which every figure can be drawn."""
-    run = stored_run(folder)
+def with_results(folder, **changes):
+    """A workdir from which every figure of one run can be drawn."""
+    run = stored_run(folder, **changes)
     for steps in (20, 10):
         add_likelihood(run, steps)
         add_scores(run, "ddim", str(steps), {"FD-digits": 1.0 + steps}, 0.1)
+    add_scores(run, "ddim", "20", {"FD-digits": 22.0}, 0.1, sample__skip=0.2)
     state = {"effective_sample_size": 0.5, "warmed_up": 1.0}
     add_curves(run, [curve_row(n, **state, test_bits_per_dim=5.0) for n in (2, 4)])
     return run
@@ -71,7 +73,8 @@ def test_every_figure_is_drawn_and_says_where_it_comes_from(cli, tmp_path):
 
 @pytest.mark.slow
 def test_runs_are_drawn_beside_each_other(cli, tmp_path):
-    one, other = with_results(tmp_path / "one"), with_results(tmp_path / "other")
+    one = with_results(tmp_path / "one")
+    other = with_results(tmp_path / "other", model__width=64)
     code, out, err = cli("--workdir", one.folder, "--with", other.folder)
     assert (code, err) == (0, "")
     assert "left out" not in out
@@ -95,6 +98,7 @@ def test_what_is_not_there_is_left_out_with_the_reason(cli, tmp_path):
         ("learning_curves", "metrics.jsonl"),
         ("bits_per_dim_by_steps", "--config.nll.steps"),
         ("scores_by_steps", "--mode fid"),
+        ("skipped_steps", "--config.sample.skip"),
     ):
         assert word in lines[name]
     written = {path.stem for path in (run.folder / "figures").iterdir()}
@@ -153,4 +157,4 @@ def test_names_of_runs_are_short_where_they_can_be(tmp_path):
     config = stored_run(tmp_path / "a" / "run").config
     stored_run(tmp_path / "b" / "run")
     runs = figures._runs(config, tmp_path / "a" / "run", (tmp_path / "b" / "run",))
-    assert [run.name for run in runs] == [str(tmp_path / "a" / "run"), str(tmp_path / "b" / "run")]
+    assert [run.name for run in runs] == ["a/run", "b/run"]

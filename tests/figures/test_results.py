@@ -40,6 +40,44 @@ def test_scores_are_told_apart_from_sampler_and_steps(tmp_path):
     assert len(set(found.values())) == 4  # steps chosen in other ways make other curves
 
 
+def test_scores_are_told_apart_from_variance_and_skip(tmp_path):
+    run = stored_run(tmp_path / "run", diffusion__variance="fixed_large", loss__name="l_simple")
+    for changes in (
+        {},
+        {"sample__variance": "fixed_large"},  # the model's own
+        {"sample__variance": "fixed_small"},
+        {"sample__skip": 0.125},
+        {"sample__skip": 0.5, "sample__variance": "fixed_small"},
+    ):
+        add_scores(run, "ancestral", "5", {"FD-digits": 1.0}, 0.1, **changes)
+    add_scores(run, "ddim", "5", {"FD-digits": 1.0}, 0.1, sample__skip=0.5, sample__eta=0.25)
+    found = results.scores(run)
+    large, small = r"fixed $\beta_t$", r"fixed $\tilde{\beta}_t$"
+    assert {(each.sampler, each.skip, each.steps) for each in found} == {
+        (("ancestral", large), 0.0, 5),
+        (("ancestral", small), 0.0, 5),
+        (("ancestral", large, "first 12.5% skipped"), 0.125, 5),
+        (("ancestral", small, "first 50% skipped"), 0.5, 5),
+        (("DDIM", "eta 0.25", "first 50% skipped"), 0.5, 5),
+    }
+    assert all("seed0" in each.words and "ema0.9" in each.words for each in found)
+
+
+def test_commonest_kind_has_most_runs_then_most_samples(tmp_path):
+    runs = [stored_run(tmp_path / name) for name in ("one", "two")]
+    for run in runs:
+        add_scores(run, "ddim", "5", {"FD-digits": 1.0}, 0.1, count=200)
+        add_scores(run, "ddim", "5", {"FD-digits": 1.0}, 0.1, count=900)
+    add_scores(runs[0], "ddim", "5", {"FD-digits": 1.0}, 0.1, count=5000)
+    found = [(run, each) for run in runs for each in results.scores(run)]
+    chosen, words = results.commonest(found, results.kind)
+    assert [(run.name, each.record["samples_count"]) for run, each in chosen] == [
+        ("one", 900),
+        ("two", 900),
+    ]
+    assert "900 samples" in words and not {"one", "two", "training step 4"} & set(words)
+
+
 def test_samples_from_elsewhere_are_passed_over(tmp_path):
     run = stored_run(tmp_path / "run")
     add_scores(run, "ddim", "5", {"FD-digits": 1.0}, 0.1)
