@@ -40,7 +40,7 @@ Examples
     python -m iddpm_jax.main --workdir runs/digits --mode fid --config.sample.count=1000
     python -m iddpm_jax.main --mode fid --samples SAMPLES.npz --reference REFERENCE.npz \\
       --config.fid.neighbours=5
-  The paper's figures for this run, and beside those of another:
+  The paper's figures for this run, and beside those of another, with its tables:
     python -m iddpm_jax.main --workdir runs/digits --mode figures
     python -m iddpm_jax.main --workdir runs/digits --mode figures --with runs/vlb
   OpenAI's CIFAR-10 model, downloaded before; then sample, nll and train work in its workdir:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from iddpm_jax import build
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
-from iddpm_jax.figures import bound, curves, fewer_steps, noise, skipped
+from iddpm_jax.figures import bound, curves, fewer_steps, noise, scaling, skipped, tables
 from iddpm_jax.figures.captions import about
 from iddpm_jax.figures.drawing import Figure, require_matplotlib, write
 from iddpm_jax.figures.results import Missing, Run
@@ -49,6 +49,7 @@ def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> It
         "bits_per_dim_by_steps": lambda: fewer_steps.bits_per_dim(runs),
         "scores_by_steps": lambda: fewer_steps.scores(runs),
         "skipped_steps": lambda: skipped.skipped_steps(runs),
+        "scaling": lambda: scaling.scaling(runs),
     }
     for name, make in figures.items():
         try:
@@ -58,6 +59,10 @@ def draw(config: ConfigDict, workdir: Path, others: tuple[Path, ...] = ()) -> It
             continue
         path = write(folder / name, figure, about(runs, figure.files))
         yield f"{name:22} {path} (.svg, .npz, .txt)"
+    try:
+        yield f"{'tables':22} {tables.write(folder, runs)} (.json)"
+    except Missing as why:
+        yield f"{'tables':22} left out: {why}"
 
 
 def _runs(config: ConfigDict, workdir: Path, others: tuple[Path, ...]) -> list[Run]:

@@ -21,6 +21,7 @@ NAMES = (
     "scores_by_steps",
     "skipped_steps",
 )
+OF_SEVERAL = ("scaling", "tables")
 
 
 @pytest.fixture(name="cli")
@@ -54,8 +55,8 @@ def test_every_figure_is_drawn_and_says_where_it_comes_from(cli, tmp_path):
     run = with_results(tmp_path / "run")
     code, out, err = cli("--workdir", run.folder)
     assert (code, err) == (0, "")
-    assert [line.split()[0] for line in out.splitlines()] == list(NAMES)
-    assert "left out" not in out
+    assert [line.split()[0] for line in out.splitlines()] == [*NAMES, *OF_SEVERAL]
+    assert [line.split()[0] for line in out.splitlines() if "left out" in line] == [*OF_SEVERAL]
     for name in NAMES:
         stem = run.folder / "figures" / name
         with Image.open(stem.with_suffix(".png")) as image:
@@ -83,6 +84,9 @@ def test_runs_are_drawn_beside_each_other(cli, tmp_path):
         assert {"one_l_vlb", "other_l_vlb"} <= set(numbers.files)
     text = (one.folder / "figures" / "scores_by_steps.txt").read_text(encoding="utf-8")
     assert "one: digits" in text and "other: digits" in text
+    with np.load(one.folder / "figures" / "scaling.npz") as numbers:
+        assert "FD_digits_end_width_64_value" in numbers.files
+    assert "| 64 |" in (one.folder / "figures" / "tables.md").read_text(encoding="utf-8")
 
 
 def test_what_is_not_there_is_left_out_with_the_reason(cli, tmp_path):
@@ -91,7 +95,7 @@ def test_what_is_not_there_is_left_out_with_the_reason(cli, tmp_path):
     assert (code, err) == (0, "")
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     left_out = {name for name in lines if lines[name].startswith("left out: ")}
-    assert left_out == set(NAMES) - {"beta_tilde", "alpha_bar"}
+    assert left_out == {*NAMES, *OF_SEVERAL} - {"beta_tilde", "alpha_bar"}
     assert "/nowhere" in lines["forward_process"]
     for name, word in (
         ("bound_terms", "--mode nll"),
@@ -99,6 +103,8 @@ def test_what_is_not_there_is_left_out_with_the_reason(cli, tmp_path):
         ("bits_per_dim_by_steps", "--config.nll.steps"),
         ("scores_by_steps", "--mode fid"),
         ("skipped_steps", "--config.sample.skip"),
+        ("scaling", "--with"),
+        ("tables", "--with"),
     ):
         assert word in lines[name]
     written = {path.stem for path in (run.folder / "figures").iterdir()}
