@@ -154,6 +154,8 @@ def _draw_lines(axes, lines: dict[tuple[str, str], Line]) -> None:
     for key, line in lines.items():
         kind = objectives.index(key[0])
         colour, dashed = COLOURS[kind], key[1] == "importance"
+        # L_hybrid is mostly L_simple, and would hide it.
+        wide = {"lw": 4.5, "ms": 8, "alpha": 0.45} if key[0] == "l_simple" else {}
         axes.errorbar(
             line.step,
             line.scale,
@@ -164,6 +166,7 @@ def _draw_lines(axes, lines: dict[tuple[str, str], Line]) -> None:
             ls=DASHES[1 if dashed else 0],
             marker=MARKERS[kind],
             mfc="white" if dashed else colour,
+            **wide,
         )
         axes.plot(line.step, line.at_least, ls="", marker=r"$\uparrow$", ms=9, color=colour)
     axes.set_xlabel("training step")
