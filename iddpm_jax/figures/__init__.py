@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 from iddpm_jax import build
 from iddpm_jax import config as configs
 from iddpm_jax.errors import InputError
-<<<<<<< ours
 from iddpm_jax.figures import (
     bound,
     curves,
@@ -17,13 +16,9 @@ from iddpm_jax.figures import (
     noise,
     noise_scale,
     scaling,
-    seeds,
     skipped,
     tables,
 )
-=======
-from iddpm_jax.figures import bound, curves, fewer_steps, noise, scaling, skipped, tables
->>>>>>> theirs
 from iddpm_jax.figures.captions import about
 from iddpm_jax.figures.drawing import Figure, require_matplotlib, write
 from iddpm_jax.figures.results import Missing, Run
@@ -56,17 +51,12 @@ def draw(
     """
     require_matplotlib()
     runs = _runs(config, workdir, others)
-<<<<<<< ours
-    groups = seeds.groups(runs)
-    figures = _figures(config, groups)
+    figures = _figures(config, runs)
     unknown = [name for name in only if name not in (*figures, TABLES)]
     if unknown:
         known = ", ".join((*figures, TABLES))
         raise InputError(f"--only {unknown[0]} is not a figure; use {known}")
     folder = folder or workdir / "figures"
-=======
-    folder = workdir / "figures"
->>>>>>> theirs
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,7 +64,7 @@ def draw(
     for name in only or (*figures, TABLES):
         try:
             if name == TABLES:
-                yield f"{name:22} {tables.write(folder, groups)} (.json)"
+                yield f"{name:22} {tables.write(folder, runs)} (.json)"
                 continue
             figure = figures[name]()
         except Missing as why:
@@ -88,45 +78,21 @@ TABLES = "tables"
 """What is written and not drawn."""
 
 
-def _figures(config: ConfigDict, groups: list[seeds.Group]) -> dict[str, Callable[[], Figure]]:
+def _figures(config: ConfigDict, runs: list[Run]) -> dict[str, Callable[[], Figure]]:
     """Every figure by its name."""
     T = config.diffusion.T
     return {
         "beta_tilde": lambda: noise.beta_tilde(T),
-<<<<<<< ours
-        "bound_terms": lambda: bound.terms(groups),
+        "bound_terms": lambda: bound.terms(runs),
         "forward_process": lambda: noise.forward_process(config, build.model(config)),
         "alpha_bar": lambda: noise.alpha_bar(T),
-        "learning_curves": lambda: curves.learning_curves(groups),
-        "gradient_noise": lambda: noise_scale.noise_scales(groups),
-        "bits_per_dim_by_steps": lambda: fewer_steps.bits_per_dim(groups),
-        "scores_by_steps": lambda: fewer_steps.scores(groups),
-        "skipped_steps": lambda: skipped.skipped_steps(groups),
-        "scaling": lambda: scaling.scaling(groups),
-    }
-=======
-        "bound_terms": lambda: bound.terms(runs),
-        "forward_process": lambda: noise.forward_process(config, model),
-        "alpha_bar": lambda: noise.alpha_bar(T),
         "learning_curves": lambda: curves.learning_curves(runs),
+        "gradient_noise": lambda: noise_scale.noise_scales(runs),
         "bits_per_dim_by_steps": lambda: fewer_steps.bits_per_dim(runs),
         "scores_by_steps": lambda: fewer_steps.scores(runs),
         "skipped_steps": lambda: skipped.skipped_steps(runs),
         "scaling": lambda: scaling.scaling(runs),
     }
-    for name, make in figures.items():
-        try:
-            figure = make()
-        except Missing as why:
-            yield f"{name:22} left out: {why}"
-            continue
-        path = write(folder / name, figure, about(runs, figure.files))
-        yield f"{name:22} {path} (.svg, .npz, .txt)"
-    try:
-        yield f"{'tables':22} {tables.write(folder, runs)} (.json)"
-    except Missing as why:
-        yield f"{'tables':22} left out: {why}"
->>>>>>> theirs
 
 
 def _runs(config: ConfigDict, workdir: Path, others: tuple[Path, ...]) -> list[Run]:

@@ -17,7 +17,7 @@ from iddpm_jax.figures.drawing import (
     shared_legend,
 )
 from iddpm_jax.figures.results import Missing, Run
-from iddpm_jax.figures.seeds import Group, mean_and_spread
+from iddpm_jax.figures.seeds import by_seed, mean_and_spread
 
 LINES = {
     ("l_simple", "uniform"): r"$L_{\mathrm{simple}}$",
@@ -48,24 +48,24 @@ class Line(NamedTuple):
     at_least: np.ndarray
 
 
-def noise_scales(groups: list[Group]) -> Figure:
+def noise_scales(runs: list[Run]) -> Figure:
     """A panel for each entry, and in it a line per objective and way of drawing t.
 
     Args:
-        groups: whose gradients/ are read.
+        runs: whose gradients/ are read.
 
     Raises:
         Missing: no run has any, or a file cannot be read.
     """
-    measured = {run.folder: _newest(run) for group in groups for run in group.runs}
+    measured = {run.folder: _newest(run) for run in runs}
     files = tuple(path for steps in measured.values() for path, _ in steps.values())
     if not files:
         raise Missing(
-            f"{groups[0].runs[0].folder} holds no gradient noise; measure it with --mode gradients "
+            f"{runs[0].folder} holds no gradient noise; measure it with --mode gradients "
             "(after training with train.keep_every_steps, to have several checkpoints)"
         )
     panels = {}
-    for group in groups:
+    for group in by_seed(runs):
         records = [record for run in group.runs for _, record in measured[run.folder].values()]
         if records:
             panels[group.label] = {

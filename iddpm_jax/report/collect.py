@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from iddpm_jax.diffusion import importance
-from iddpm_jax.figures import bound, captions, results, seeds
+from iddpm_jax.figures import bound, captions, results
 from iddpm_jax.figures.curves import averaged
 from iddpm_jax.report.charts import QUARTERS, Chart, Series, line
 from iddpm_jax.training.runs import Run
@@ -192,7 +192,7 @@ def _curves(run: results.Run) -> tuple[list[Chart], str]:
 
 def _bound(run: results.Run) -> tuple[list[Chart], str]:
     """The terms of the bound and their sums; as a note, the file they come from."""
-    figure = bound.terms(seeds.groups([run]))
+    figure = bound.terms([run])
     numbers = figure.numbers
     t = numbers["t"] + 1
     names = {
