@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 from iddpm_jax import main, runtime
 from iddpm_jax.errors import InputError
 
@@ -146,6 +148,7 @@ def run(data: str, folder: Path, seeds: int) -> int:
         if "figures" not in arguments:  # always drawn anew, as more may have been measured
             with log.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+        jax.clear_caches()  # or the compiled programs of all commands would fill the memory
     return 0
 
 

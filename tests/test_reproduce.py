@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 from iddpm_jax import arguments, main, reproduce, runtime
@@ -15,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DEVICES", "2")
+    # Other tests go on with the programs that they have compiled.
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
 
 
 @pytest.fixture(name="called")
@@ -88,6 +91,13 @@ def test_what_is_done_is_not_run_again(tmp_path, called):
     (tmp_path / "done.txt").write_text("\n".join(done[:-2]) + "\n")
     assert reproduce.run("digits", tmp_path, 1) == 0
     assert called == every[-2:] + drawn  # figures always: more may have been measured
+
+
+def test_compiled_programs_are_let_go_after_every_command(tmp_path, monkeypatch, called):
+    kept = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: kept.append(len(called)))
+    assert reproduce.run("digits", tmp_path, 1) == 0
+    assert kept == list(range(1, len(called) + 1))
 
 
 def test_a_failing_command_ends_the_suite(tmp_path, monkeypatch, capsys):
