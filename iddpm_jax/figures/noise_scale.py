@@ -145,7 +145,9 @@ def _joined(points: list[tuple]) -> tuple[float, float, float]:
         return points[0]
     scales, _, bounds = np.array(points, np.float64).T
     if np.isnan(scales).any():
-        return np.nan, np.nan, np.nanmin([*scales, *bounds])
+        # Of a seed that is lost altogether not even a bound is known, so there is none of all.
+        lowest = np.where(np.isnan(scales), bounds, scales).min()
+        return np.nan, np.nan, lowest
     return *mean_and_spread(scales), np.nan
 
 

@@ -1,5 +1,7 @@
 """Gradient noise scales against the training step."""
 
+import json
+
 import numpy as np
 import pytest
 from synthetic import add_gradients, stored_run
@@ -70,6 +72,20 @@ def test_seed_without_a_scale_leaves_the_lowest_bound(tmp_path):
     numbers = noise_scale.noise_scales(runs).numbers
     np.testing.assert_array_equal(numbers["l_vlb_uniform_scale"], [np.nan])
     np.testing.assert_array_equal(numbers["l_vlb_uniform_at_least"], [100])
+
+
+def test_seeds_of_which_not_even_a_bound_is_known_are_left_blank(tmp_path):
+    runs = [stored_run(tmp_path / f"run{seed}", seed=seed) for seed in range(2)]
+    for run in runs:
+        add_gradients(run, 20, {EVENLY: None})
+    [path] = (runs[1].folder / "gradients").glob("*.json")
+    record = json.loads(path.read_text())
+    for row in record["rows"]:
+        row["noise_scale_at_least"] = None
+    path.write_text(json.dumps(record))
+    assert noise_scale.noise_scales(runs).numbers["l_vlb_uniform_at_least"] == pytest.approx(
+        [np.nan], nan_ok=True
+    )
 
 
 def test_what_is_missing_or_broken_is_said(tmp_path):
