@@ -79,6 +79,15 @@ def curves(run: Run) -> dict[str, np.ndarray]:
     return {name: np.array([row.get(name) for row in rows], np.float64) for name in names}
 
 
+_OF_LIKELIHOODS = (
+    *("bits_per_dim", "standard_error", "adjusted", "prior", "others"),
+    *("images", "steps", "terms", "draws", "settings"),
+)
+_OF_SCORES = (
+    *("samples", "samples_count", "reference", "network"),
+    *("preprocessing", "settings", "scores"),
+)
+
 _LIKELIHOOD = re.compile(r"step(\d+)_(.+)_([^_]+)steps(?:_\d+terms)?(?:_\d+draws)?_(.+)")
 _SAMPLES = re.compile(
     r"step(\d+)_(ancestral|ddim)_([^_]+)(?:_eta([^_]+))?(?:_skip([^_]+))?"
@@ -99,7 +108,7 @@ def likelihoods(run: Run) -> list[Measured]:
         match = _LIKELIHOOD.fullmatch(path.stem)
         if match:
             training_step, data, steps, rest = match.groups()
-            record = _read(path, ("bits_per_dim", "adjusted", "others", "settings"))
+            record = _read(path, _OF_LIKELIHOODS)
             words = (run.name, _step(training_step), data, *rest.split("_"), *_spacing(steps))
             found.append(Measured(path, int(training_step), record["steps"], words, record))
     return found
@@ -137,7 +146,7 @@ def scores(run: Run) -> list[Measured]:
     """
     found = []
     for path in sorted((run.folder / "fid").glob("*.json")):
-        record = _read(path, ("samples", "preprocessing", "settings", "scores"))
+        record = _read(path, _OF_SCORES)
         match = _SAMPLES.fullmatch(Path(record["samples"].replace("\\", "/")).parent.name)
         if match:
             training_step, sampler, steps, eta, skip, variance, rest = match.groups()

@@ -28,6 +28,9 @@ ON_THE_WAY = "_bits_per_dim"
 """How columns of metrics.jsonl end that hold bits/dim measured while training."""
 
 
+MOST = 700.0
+"""Of the logarithm of a power law's scale: no number is larger than e to this, or not by much."""
+
 LAW = {"color": "black", "ls": ":", "lw": 1.0}
 """How a power law is drawn."""
 
@@ -179,13 +182,13 @@ def power_law(compute: np.ndarray, loss: np.ndarray) -> Fit | None:
         loss: [N].
 
     Returns:
-        Fit, or None: fewer than three points, a loss that is not positive, or no fall.
+        Fit, or None: fewer than three points, a loss that is not positive, or hardly any fall.
     """
     if len(compute) < 3 or min(loss) <= 0:
         return None
     x, y = np.log(compute), np.log(loss)
     slope, intercept = np.polyfit(x, y, 1)
-    if slope >= 0:
+    if slope >= 0 or -intercept / slope > MOST:
         return None
     return _with_floor(x, y, -slope) or Fit(0.0, float(np.exp(-intercept / slope)), float(-slope))
 

@@ -129,3 +129,13 @@ def test_results_of_an_older_version_are_named(tmp_path):
     path.write_text(path.read_text().replace('"others"', '"another"'))
     with pytest.raises(Missing, match="has no 'others'"):
         results.likelihoods(run)
+
+
+@pytest.mark.parametrize("key", ["samples_count", "reference", "network"])
+def test_scores_of_an_older_version_are_named(tmp_path, key):
+    run = stored_run(tmp_path / "run")
+    add_scores(run, "ddim", "10", {"FD": 1.0}, None)
+    [path] = (run.folder / "fid").glob("*.json")
+    path.write_text(path.read_text().replace(f'"{key}"', '"another"'))
+    with pytest.raises(Missing, match=f"has no '{key}'"):
+        results.scores(run)

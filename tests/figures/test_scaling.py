@@ -80,6 +80,13 @@ def test_no_power_law_through_too_few_or_no_fall(loss):
     assert scaling.power_law(np.geomspace(1, 10, len(loss)), np.array(loss)) is None
 
 
+def test_no_power_law_through_a_fall_too_small_for_one():
+    compute = np.geomspace(1e9, 1e12, 6)
+    assert scaling.power_law(compute, 5 - 1e-9 * np.arange(6)) is None
+    found = scaling.power_law(compute, 4.5 * (compute / 1e9) ** -0.01)
+    np.testing.assert_allclose([found(1e9), found.exponent], [4.5, 0.01], rtol=1e-6)
+
+
 def test_frontier_leaves_out_what_is_dearer_and_no_better():
     curves = {
         ("a",): {1.0: Point(5, 0, ()), 3.0: Point(2, 0, ())},
