@@ -167,7 +167,7 @@ if __name__ == "__main__":
         "--data",
         choices=("digits", "emoji"),
         default="digits",
-        help="digits (8x8, default): about an hour on two CPU cores; emoji (32x32): hours on a GPU",
+        help="digits (8x8, default): 75 minutes on two CPU cores; emoji (32x32): hours on a GPU",
     )
     parser.add_argument("--workdir", type=Path, required=True, help="folder for all runs")
     parser.add_argument("--seeds", type=_whole, default=3, help="trainings of each row (default 3)")
