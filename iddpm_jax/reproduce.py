@@ -34,6 +34,9 @@ STEPS = {"digits": (5, 10, 25, 100, 200), "emoji": (10, 25, 50, 100, 1000)}
 SKIPPED = (0.1, 0.2, 0.4)
 """Shares of the reverse process that are left out at its beginning."""
 
+SHARED = 64
+"""Every batch that devices share is this many, or a multiple of it."""
+
 WIDTHS = (32, 64, 96)
 """Of the scaling study; the paper's are 64, 96, 128 and 192."""
 
@@ -127,8 +130,8 @@ def run(data: str, folder: Path, seeds: int) -> int:
     log = folder / "done.txt"
     done = set(log.read_text(encoding="utf-8").splitlines()) if log.exists() else set()
     plan = [*commands(data, folder, seeds), *figures(folder, seeds)]
-    # JAX starts once for all of them: a device per core for batches of any even size.
-    os.environ.setdefault("DEVICES", str(2 ** (runtime.cpu_cores().bit_length() - 1)))
+    # JAX starts once for all of them: a device per core, as far as every batch can be shared.
+    os.environ.setdefault("DEVICES", str(runtime.cpu_devices(runtime.cpu_cores(), [SHARED])))
     for number, arguments in enumerate(plan, 1):
         line = shlex.join(["python", "-m", "iddpm_jax.main", *arguments])
         if line in done:

@@ -1,10 +1,11 @@
 """The suite: that its commands are sound, and that it goes on after them."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from iddpm_jax import arguments, main, reproduce
+from iddpm_jax import arguments, main, reproduce, runtime
 from iddpm_jax import config as configs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,21 @@ def test_commands_are_what_the_command_line_takes(data, tmp_path):
         assert rows[f"cosine_vlb_uniform_seed{seed}"] == (T, "cosine", "l_vlb", "uniform")
         assert trained[f"cosine_vlb_seed{seed}"].seed == seed
     assert {trained[f"width{width}"].model.width for width in (32, 64, 96)} == {32, 64, 96}
+
+
+@pytest.mark.parametrize("cores, devices", [(1, 1), (3, 2), (6, 4), (128, 64)])
+def test_every_batch_can_be_shared_by_the_devices(tmp_path, monkeypatch, called, cores, devices):
+    monkeypatch.delenv("DEVICES")
+    monkeypatch.setattr(runtime, "cpu_cores", lambda: cores)
+    monkeypatch.setattr(reproduce, "commands", lambda *_: [])
+    assert reproduce.run("digits", tmp_path, 1) == 0
+    assert os.environ.pop("DEVICES") == str(devices)
+    for data in ("digits", "emoji"):
+        config = arguments.parse(
+            ["--workdir", str(tmp_path / data), "--config", f"configs/paper.py:{data}"]
+        ).config
+        for part in (config.train, config.nll, config.fid, config.gradients):
+            assert part.batch_size % devices == 0
 
 
 def test_no_command_comes_twice(tmp_path):

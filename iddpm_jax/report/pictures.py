@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,13 +88,18 @@ def draw(workdir: Path, run: Run, progress: bool = True) -> Shown:
         times, panels = _panels(pictures, run)
     except (InputError, DivergedError) as error:
         missing["film"] = str(error)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, zipfile.BadZipFile) as error:
         # Pillow's word for a PNG that is cut off is SyntaxError.
         missing["film"] = f"{path} cannot be read or drawn ({error}); delete it and try again"
     npz = _largest(folder, run.config.sample.count)
-    shown = None if npz is None else _grid(npz, run)
-    if shown is None:
+    shown = None
+    if npz is None:
         missing["samples"] = f"{folder} holds none; draw them with --mode sample"
+    else:
+        try:
+            shown = _grid(npz, run)
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            missing["samples"] = f"{npz} cannot be read ({error}); delete it and draw them again"
     words = folder.relative_to(workdir).as_posix()
     return Shown(words, times, panels, shown, _caption(run), missing)
 
@@ -132,7 +138,8 @@ def _panels(pictures: np.ndarray, run: Run) -> tuple[list[int], list[Panel]]:
         run: opened.
     """
     total, count, rows, columns, *shape = pictures.shape
-    process = run.model.respaced(run.config.sample.steps, "sample.steps")
+    settings = run.config.sample
+    process = run.model.respaced(settings.steps, "sample.steps", settings.skip)
     times = film.times_of(np.asarray(process.timesteps), total - 1)
     pixels = rows * columns * shape[0] * shape[1]
     kept = min(total, FRAMES, max(8, FILM_PIXELS // pixels))
@@ -167,6 +174,9 @@ def _caption(run: Run) -> str:
     words = [
         {"ancestral": "Ancestral sampling", "ddim": "DDIM"}[s.sampler],
         f"{s.steps or run.config.diffusion.T} steps",
+        *([f"the first {100 * s.skip:g}% skipped"] if s.skip else []),
+        *([f"variance {s.variance}"] if s.variance else []),
+        *([f"eta {s.eta:g}"] if s.sampler == "ddim" and s.eta else []),
         f"running average {s.ema_rate:g}" if s.ema_rate else "the parameters themselves",
         f"seed {s.seed}",
     ]

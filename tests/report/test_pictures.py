@@ -57,6 +57,15 @@ def test_long_films_and_large_pictures_have_fewer_moments(tmp_path):
     assert panels[0].width == 257
 
 
+def test_a_skipped_beginning_is_no_part_of_the_times(tmp_path):
+    run = opened(stored_run(tmp_path / "run", sample__steps="10", sample__skip=0.5).config)
+    run.config.sample.variance = "fixed_small"
+    # Of the steps 0, 2.1, ... 19 of 20 the first five stay: 0, 2, 4, 6, 8.
+    times, _ = pictures._panels(np.zeros((6, 2, 1, 2, 8, 8, 1), np.uint8), run)
+    assert times == [9, 7, 5, 3, 1, 0]
+    assert "10 steps, the first 50% skipped, variance fixed_small, " in pictures._caption(run)
+
+
 def test_broken_films_are_named_and_the_grid_stays(tmp_path):
     run = opened(stored_run(tmp_path / "run", sample__count=20).config)
     add_samples(tmp_path / "run", run)
@@ -66,6 +75,17 @@ def test_broken_films_are_named_and_the_grid_stays(tmp_path):
         shown = pictures.draw(tmp_path / "run", run, False)
         assert shown.panels == [] and shown.grid is not None
         assert "film.png cannot be read or drawn (" in shown.missing["film"]
+
+
+def test_broken_samples_are_named_and_the_film_stays(tmp_path):
+    run = opened(stored_run(tmp_path / "run", sample__count=20).config)
+    add_samples(tmp_path / "run", run)
+    path = names.sample_folder(tmp_path / "run", run) / "samples_20x8x8x1.npz"
+    for content in (path.read_bytes()[:1000], b"nothing", b""):
+        path.write_bytes(content)
+        shown = pictures.draw(tmp_path / "run", run, False)
+        assert shown.grid is None and len(shown.panels) == 2
+        assert "samples_20x8x8x1.npz cannot be read (" in shown.missing["samples"]
 
 
 @pytest.mark.slow
