@@ -34,7 +34,6 @@ def _digits(config: base_config.ConfigDict) -> None:
     config.sample.count = 500
     config.sample.steps = "50"
     config.sample.batch_size = 125
-    config.nll.terms = 100
     config.nll.batch_size = 512
 
 

@@ -222,11 +222,14 @@ def _with_floor(x: np.ndarray, y: np.ndarray, exponent: float) -> Fit | None:
 
 
 def _draw_by_compute(axes: Any, found: Curves, fit: Fit | None, family: list[int]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     for i, width in enumerate(family):
         curve = found.get((f"width {width}",), {})
         value, error = ([point[part] for point in curve.values()] for part in (0, 1))
         axes.errorbar(list(curve), value, error, elinewidth=0.8, **line_style(i, True))
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # 2 x 10^12 and the like have no room
     if fit:
         x = np.geomspace(*axes.get_xlim(), 50)
         axes.plot(x, fit(x), zorder=1, **LAW)
