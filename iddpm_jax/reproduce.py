@@ -139,6 +139,8 @@ def run(data: str, folder: Path, seeds: int) -> int:
         if line in done:
             continue
         print(f"\n[{number}/{len(plan)}, {time.strftime('%H:%M')}] {line}", flush=True)
+        if "--config" in arguments:  # a new training
+            jax.clear_caches()  # or the compiled programs of all runs would fill the memory
         code = main.main(["iddpm_jax.main", *arguments])
         if code:
             return code
@@ -147,7 +149,6 @@ def run(data: str, folder: Path, seeds: int) -> int:
         if "figures" not in arguments:  # always drawn anew, as more may have been measured
             with log.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-        jax.clear_caches()  # or the compiled programs of all commands would fill the memory
     return 0
 
 
