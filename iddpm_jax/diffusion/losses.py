@@ -40,14 +40,6 @@ class Objective:
         if self.name not in OBJECTIVES:
             raise ValueError(f"loss {self.name!r} is unknown; use one of {', '.join(OBJECTIVES)}")
 
-    def of(self, l_simple: jax.Array, l_t: jax.Array, T: int) -> jax.Array:
-        """The value of the objective from L_simple and the term L_t of one of T steps."""
-        if self.name == "l_simple":
-            return l_simple
-        if self.name == "l_hybrid":
-            return l_simple + self.vlb_weight * T * l_t
-        return T * l_t
-
 
 class Losses(NamedTuple):
     """Per-example losses [B].
@@ -177,4 +169,10 @@ def training_losses(
         output_in_bound = frozen if v is None else jnp.concatenate([frozen, v], axis=-1)
     l_t, _ = bound_term(process, parametrization, output_in_bound, x_0, x_t, t)
 
-    return Losses(objective.of(l_simple, l_t, process.T), l_simple, l_t)
+    if objective.name == "l_simple":
+        loss = l_simple
+    elif objective.name == "l_hybrid":
+        loss = l_simple + objective.vlb_weight * process.T * l_t
+    else:
+        loss = process.T * l_t
+    return Losses(loss, l_simple, l_t)

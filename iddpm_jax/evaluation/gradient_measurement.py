@@ -103,14 +103,17 @@ def history_program(
 
     Args:
         model, settings, mesh: see gradient_program.
-        objectives: each has a history of its own; they share the network's outputs.
+        objectives: each has a history of its own; XLA runs the network once for all of them.
 
     Returns:
         Function (params, histories by objective, t [B], key, batch) -> histories.
     """
-    T = model.process.T
-    loss = make_loss(model.network, model.process, model.parametrization, objectives[0])
-    each = map_batch(lambda params, examples: loss(params, examples)[1], mesh)
+    parts = model.network, model.process, model.parametrization
+    losses = {o.name: make_loss(*parts, o) for o in objectives}
+    values = map_batch(
+        lambda params, examples: {n: loss(params, examples)[1].loss for n, loss in losses.items()},
+        mesh,
+    )
 
     def take_in(
         params: Params, histories: Histories, t: jax.Array, key: jax.Array, batch: Batch
@@ -118,11 +121,8 @@ def history_program(
         def draw_t(_: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
             return t, jnp.ones((count,), jnp.float32)
 
-        found = each(params, draw_examples(model.process, settings, mesh, key, batch, draw_t))
-        return {
-            o.name: importance.update(histories[o.name], t, o.of(found.l_simple, found.l_t, T))
-            for o in objectives
-        }
+        found = values(params, draw_examples(model.process, settings, mesh, key, batch, draw_t))
+        return {name: importance.update(histories[name], t, found[name]) for name in found}
 
     return jax.jit(take_in, out_shardings=replicated(mesh))
 
