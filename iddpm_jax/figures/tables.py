@@ -205,7 +205,8 @@ def _markdown(rows: list[Row], notes: list[str]) -> str:
     for row in rows:
         seeds = len(row.group.runs)
         cells = [_text(row.cells.get(name), best[name], seeds) for name in columns]
-        lines.append([*(row.about[key] for key in keys), *cells])
+        about = (row.about[key].replace("|", "\\|") for key in keys)  # a bar would end the cell
+        lines.append([*about, *cells])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     common = ", ".join(f"{key}: {rows[0].about[key]}" for key in rows[0].about if key not in keys)
     spread = (

@@ -98,3 +98,16 @@ def test_a_single_entry_and_nothing_measured_are_no_table(tmp_path):
     with pytest.raises(Missing, match="no run has"):
         tables.write(tmp_path, runs)
     assert not (tmp_path / "tables.md").exists()
+
+
+def test_bar_in_a_setting_ends_no_cell(tmp_path):
+    names = ("folder:a|b", "folder:c")
+    runs = [stored_run(tmp_path / f"run{i}", data__name=name) for i, name in enumerate(names)]
+    for run in runs:
+        add_scores(run, "ancestral", "5", {"FD-digits": 2.0}, 0.1)
+    text = tables.write(tmp_path, runs).read_text(encoding="utf-8")
+    head, first, second = (
+        line for line in text.splitlines() if line.startswith("|") and ":-" not in line
+    )
+    assert "data.name" in head and r"folder:a\|b" in first and "folder:c" in second
+    assert first.replace(r"\|", "").count("|") == head.count("|") == second.count("|")
