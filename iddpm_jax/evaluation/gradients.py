@@ -19,7 +19,6 @@ from iddpm_jax.training.checksum import digest
 from iddpm_jax.training.parallel import is_main_process
 from iddpm_jax.training.runs import Run, open_run, saved_steps
 
-NAMES = {"l_simple": "L_simple", "l_hybrid": "L_hybrid", "l_vlb": "L_vlb"}
 DRAWN = {"uniform": "evenly", "importance": "by importance"}
 
 EXPLANATION = """\
@@ -164,19 +163,24 @@ def table(record: dict) -> Iterator[str]:
     )
     for row in record["rows"]:
         yield (
-            f"{NAMES[row['objective']]:10}{DRAWN[row['timesteps']]:14}{_scale(row):>20}"
+            f"{_name(row['objective']):10}{DRAWN[row['timesteps']]:14}{_scale(row):>20}"
             f"{_with_error(row, 'squared_gradient'):>22}{_with_error(row, 'variance'):>20}"
             f"{_spread(row, 'norm'):>19}{_spread(row, 'loss'):>19}"
         )
     for name, found in record["importance"].items():
         line = (
-            f"{NAMES[name]}: drawing t by importance multiplies tr(Sigma) by "
+            f"{_name(name)}: drawing t by importance multiplies tr(Sigma) by "
             f"{found['factor']:.3g} +- {found['factor_error']:.1g}"
         )
         if found["scale_evenly"] is not None:
             scale, error = _count(found["scale_evenly"]), _count(found["scale_evenly_error"])
             line += f"; with its |G|^2 the noise scale drawn evenly is {scale} +- {error}"
         yield line
+
+
+def _name(objective: str) -> str:
+    """The paper's way of writing a loss: l_vlb -> L_vlb."""
+    return objective.capitalize()
 
 
 def _scale(row: dict) -> str:

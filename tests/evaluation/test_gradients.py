@@ -149,7 +149,8 @@ def test_table_says_bounds_and_errors():
     record = {
         "step": 1000,
         "made_by": {"gradients": {"batches": 20, "batch_size": 8}},
-        "rows": [row, lost, {**lost, "noise_scale_at_least": None}],
+        # A loss that somebody added has a row too.
+        "rows": [row, lost, {**lost, "objective": "l_new", "noise_scale_at_least": None}],
         "importance": {
             "l_vlb": {
                 "factor": 0.25,
@@ -165,4 +166,5 @@ def test_table_says_bounds_and_errors():
     for word in words:
         assert word in first
     assert "by importance" in second and "> 900" in second and "unknown" in third
+    assert third.startswith("L_new ")
     assert "0.25 +- 0.01" in ratio and "12,345 +- 600" in ratio
