@@ -15,11 +15,18 @@ from ml_collections import ConfigDict
 from iddpm_jax import runtime
 
 
-def load_config(path: str) -> ConfigDict:
-    """The config of a file in configs/."""
+def load_config(name: str) -> ConfigDict:
+    """The config of FILE or FILE:VARIANTS."""
+    path, _, variants = name.partition(":")
     namespace: dict = {}
     exec(compile(Path(path).read_text(), path, "exec"), namespace)
-    return namespace["get_config"]()
+    return namespace["get_config"](variants)
+
+
+def commit() -> str:
+    """The checkout's commit, short."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def in_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -50,14 +57,11 @@ def ratio(seconds: dict[str, list[float]], name: str, to: str) -> tuple[float, f
 
 def report(name: str, numbers: dict) -> None:
     """Print numbers and keep them in benchmarks/results/NAME.json with date, machine and commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     device = jax.devices()[0]
     cores = f" of {runtime.cpu_cores()} cores" if device.platform == "cpu" else ""
     record = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit,
+        "commit": commit(),
         "jax": jax.__version__,
         "device": f"{device.device_kind} {platform.machine()}{cores}",
         **numbers,

@@ -1,0 +1,9 @@
+"""An optimizer step, ours and peers', in turns.
+
+python benchmarks/train_step.py [--config configs/cifar10.py] [--batch 4] [--dtype bfloat16] [--help]
+"""
+
+from comparison import main
+
+if __name__ == "__main__":
+    main("train", __doc__)
