@@ -164,16 +164,19 @@ def test_original_network_does_the_counted_work():
 
 
 @pytest.mark.slow
-def test_diffusers_network_has_the_size_of_the_original():
+def test_diffusers_network_has_the_size_and_the_heads_of_the_original():
     pytest.importorskip("diffusers")
     from contenders import diffusers_unet, torch_work
     from contenders.original_network import OriginalUNet
 
-    settings = config()
+    settings = config(**{"model.num_heads": 4})
+    spec = build.model(settings).spec
     with torch.device("meta"):
         x, t, y = torch.zeros(1, 3, 8, 8), torch.zeros(1), torch.zeros(1).int()
-        expected = torch_work.size(OriginalUNet(build.model(settings).spec), x, t, y)
+        expected = torch_work.size(OriginalUNet(spec), x, t, y)
+        network = diffusers_unet.make_network(spec, (8, 8, 3))
     assert diffusers_unet.describe(Workload("train", settings.to_json(), 1, "")) == expected
+    assert [m.heads for m in network.modules() if hasattr(m, "heads")] == [4] * 4
 
 
 @pytest.mark.slow
