@@ -76,6 +76,8 @@ EXTRAS_REQUIRE = {
     "cuda": [f"jax[cuda13]{JAX_RANGE}"],
     "cuda12": [f"jax[cuda12]{JAX_RANGE}"],
     "torch": ["torch>=2.10"],  # older ones can be made to run code by a file of weights
+    # Peers that benchmarks/ times us against. einops and accelerate come with the last.
+    "bench": ["torch>=2.10", "diffusers>=0.42", "denoising-diffusion-pytorch>=2.3"],
     # Preparing public data sets, once: neither reading nor training imports TensorFlow.
     "tf": ["tensorflow>=2.18"],
     "figures": ["matplotlib>=3.9"],  # --mode figures
