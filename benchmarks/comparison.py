@@ -1,4 +1,4 @@
-"""The command line that train_step.py, sample.py and nll.py share, their table and their results."""
+"""What train_step.py, sample.py and nll.py share: command line, table, results."""
 
 import argparse
 import datetime
@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -29,53 +30,53 @@ CONTENDERS = {
     "original, compiled, channels last": "contenders.original:compiled_channels_last",
     "diffusers": "contenders.diffusers_unet:eager",
     "diffusers, compiled": "contenders.diffusers_unet:compiled",
+    "diffusers, compiled, channels last": "contenders.diffusers_unet:compiled_channels_last",
     "ddpm-pytorch": "contenders.ddpm_pytorch:eager",
     "ddpm-pytorch, compiled": "contenders.ddpm_pytorch:compiled",
+    "matrix product": "contenders.matrix_product:product",
 }
-"""All that are known, ours and peers."""
+"""Ours and peers, by the names that --contenders takes."""
+
+PEAK = "matrix product"
+PEAK_FLOPS = 2 * 4096**3
 
 
-def main(kind: str, title: str, images_per_unit: int = 1) -> None:
+def main(kind: str, title: str) -> None:
     """Read the command line, time, print a table, keep the results.
 
     Args:
         kind: of the workload.
         title: of the program, for --help.
-        images_per_unit: network calls for each image in a unit of work; 0: sample.steps.
     """
-    args = _arguments(kind, title)
+    args = _arguments(title)
     config = _config(args)
+    model = build.model(config)
+    build.settle(config, model)
     peers = dict(peer.split("=", 1) for peer in args.peer)
     known = {**CONTENDERS, **peers}
     names = [*args.contenders.split(";"), *peers]
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"{unknown[0]!r} is no contender; there are: {'; '.join(known)}")
-    model = build.model(config)
-    build.settle(config, model)
-    spec, shape = model.spec, model.image_shape
+    contenders = [Contender(name, known[name]) for name in [*names, PEAK]]
     with tempfile.TemporaryDirectory() as folder:
-        weights = _random_weights(spec, Path(folder))
+        weights = _random_weights(model.spec, Path(folder))
         workload = Workload(kind, config.to_json(), args.batch, str(weights))
-        contenders = [Contender(name, known[name]) for name in names]
-        peak = Contender(PEAK, "contenders.matrix_product:product")
         results = contest(
-            [*contenders, peak], workload, args.rounds, args.seconds, args.apart, args.together
+            contenders, workload, args.rounds, args.seconds, args.apart, args.together
         )
     product = results.pop(PEAK)
-    flops = training_flops_per_image if kind == "train" else flops_per_image
     calls = int(config.sample.steps) if kind == "sample" else 1
-    counted = flops(spec, shape) * calls * args.batch
+    flops = training_flops_per_image if kind == "train" else flops_per_image
+    counted = flops(model.spec, model.image_shape) * calls * args.batch
     record = {
         "kind": kind,
         "config": args.config,
         "set": args.set,
         "dtype": config.model.dtype,
         "batch_size": args.batch,
-        "steps": calls,
+        "network_calls": calls,
         "gflops_by_hand": round(counted / 1e9, 1),
-        "peak_gflops_per_s": round(PEAK_FLOPS / product.median / 1e9)
-        if not product.failed
-        else None,
+        "peak_gflops_per_s": None if product.failed else round(PEAK_FLOPS / product.median / 1e9),
         "contenders": {name: _numbers(results, name, args.batch) for name in results},
         **_circumstances(),
     }
@@ -83,12 +84,7 @@ def main(kind: str, title: str, images_per_unit: int = 1) -> None:
     _keep(kind, record)
 
 
-PEAK = "matrix product"
-PEAK_FLOPS = 2 * 4096**3
-"""Of contenders.matrix_product."""
-
-
-def _arguments(kind: str, title: str) -> argparse.Namespace:
+def _arguments(title: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--config", default="configs/emoji.py:small", help="FILE[:VARIANTS]")
     parser.add_argument("--set", nargs="*", default=[], help="changes of it, KEY=VALUE")
@@ -118,9 +114,7 @@ def _arguments(kind: str, title: str) -> argparse.Namespace:
         action="store_true",
         help="build all contenders at once, on a machine with many cores",
     )
-    args = parser.parse_args()
-    args.kind = kind
-    return args
+    return parser.parse_args()
 
 
 def _config(args: argparse.Namespace) -> ConfigDict:
@@ -176,20 +170,14 @@ def _circumstances() -> dict:
 
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0))
-    versions = {}
-    for module in ("jax", "torch", "diffusers", "denoising_diffusion_pytorch"):
-        from importlib import metadata
-
-        try:
-            versions[module] = metadata.version(module.replace("_", "-"))
-        except metadata.PackageNotFoundError:
-            continue
+    packages = ("jax", "torch", "diffusers", "denoising-diffusion-pytorch")
+    installed = {d.metadata["name"].lower() for d in metadata.distributions()}
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
         "device": f"{device.device_kind} {platform.machine()}, {cores} cores",
-        "versions": versions,
+        "versions": {p: metadata.version(p) for p in packages if p in installed},
     }
 
 

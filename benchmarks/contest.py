@@ -118,8 +118,11 @@ class _Process:
 
     def end(self) -> None:
         """Let it go."""
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # a line that one who has ended never read
+            self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
 
 
 def contest(

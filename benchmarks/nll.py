@@ -1,6 +1,6 @@
 """A batch of terms of the bound, ours and peers', in turns: a unit of a loop over all T.
 
-python benchmarks/nll.py [--config configs/cifar10.py] [--batch 4] [--dtype bfloat16] [--help]
+python benchmarks/nll.py [--config configs/cifar10.py] [--batch 4] [--help]
 """
 
 from comparison import main

@@ -1,6 +1,6 @@
 """A batch of samples in 50 steps, ours and peers', in turns.
 
-python benchmarks/sample.py [--config configs/cifar10.py] [--batch 4] [--dtype bfloat16] [--help]
+python benchmarks/sample.py [--config configs/cifar10.py] [--batch 4] [--help]
 """
 
 from comparison import main

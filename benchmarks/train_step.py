@@ -1,6 +1,6 @@
 """An optimizer step, ours and peers', in turns.
 
-python benchmarks/train_step.py [--config configs/cifar10.py] [--batch 4] [--dtype bfloat16] [--help]
+python benchmarks/train_step.py [--config configs/cifar10.py] [--batch 4] [--help]
 """
 
 from comparison import main

@@ -14,12 +14,10 @@ def product(workload: Workload) -> Run:
     """A product of two 4096 x 4096 matrices in the workload's precision, as one device."""
     runtime.configure(1, runtime.cache_folder())
     dtype = configs.loads(workload.config, Path("workload")).model.dtype
-    a, b = (
-        jax.random.normal(key, (4096, 4096), dtype) for key in jax.random.split(jax.random.key(0))
-    )
-    multiply = jax.jit(
-        lambda a, b: jnp.matmul(a, b, precision="highest" if dtype == "float32" else None)
-    )
+    precision = "highest" if dtype == "float32" else None
+    keys = jax.random.split(jax.random.key(0))
+    a, b = (jax.random.normal(key, (4096, 4096), dtype) for key in keys)
+    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision=precision))
 
     def run(times: int) -> None:
         for _ in range(times):

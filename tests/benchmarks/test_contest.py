@@ -45,16 +45,24 @@ def tires(workload):
             raise RuntimeError("tired")
     return run
 
+def victim(workload):
+    with open(LOG + ".pid", "w") as file:
+        file.write(str(os.getpid()))
+    return lambda times: None
+
+def killer(workload):
+    def run(times):
+        with open(LOG + ".pid") as file:
+            victim = int(file.read())
+        os.kill(victim, 9)
+        while "Z (" not in open(f"/proc/{victim}/status").read():
+            time.sleep(0.01)
+    return run
+
 def silent(workload):
     os._exit(3)
 """
 WORK = Workload("train", "{}", 1, "")
-
-# Pipes and logs of processes that have ended are closed when they are forgotten.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 
 
 @pytest.fixture
@@ -93,9 +101,10 @@ def test_short_work_is_repeated_and_seconds_are_those_of_a_unit(held):
     assert results["first"].median == 0.25
 
 
-def test_memory_is_reported_and_none_of_a_device_on_a_cpu(held):
+def test_memory_is_that_of_the_process_and_none_of_the_one_that_started_it(held):
+    large = b"x" * 2**28  # and on every page
     results, _ = held(["first"])
-    assert results["first"].host_gib > 0.005
+    assert 0.005 < results["first"].host_gib < 0.2 < len(large) / 2**30
     assert results["first"].device_gib is None
 
 
@@ -115,6 +124,12 @@ def test_contender_that_fails_says_why_and_stops_no_other(held, name, words):
     for other in ("first", "second"):
         assert results[other].failed == ""
         assert len(results[other].seconds) == 2
+
+
+def test_contender_that_is_killed_between_its_turns_stops_no_other(held):
+    results, _ = held(["victim", "first", "killer"], least_seconds=0.0)
+    assert results["victim"].failed == "exit code -9"
+    assert results["first"].seconds == [0.25, 0.25]
 
 
 def test_ratio_is_of_rounds_not_of_medians():
