@@ -97,9 +97,9 @@ def advice(
         size = state + 2 * params + activations * train.microbatches / m
         if add(f"--config.train.microbatches={m}", size):
             break
-    if not config.model.remat:
+    if config.model.remat != "blocks":
         lines.append(
-            "--config.model.remat=true: keeps little more than the inputs of the residual blocks, "
+            "--config.model.remat=blocks: keeps little more than the inputs of the blocks, "
             "for a third more FLOPs; plan again to see how much that is"
         )
     for k in [k for k in _powers(devices) if k > train.fsdp and devices % k == 0]:
