@@ -168,6 +168,7 @@ def _column(program: dict, topology: Topology) -> dict[str, str]:
     ratio = program["flops"] / program["hand_flops"]
     cells["FLOPs by hand"] = f"{_number(program['hand_flops'])} (XLA has {ratio - 1:+.1%})"
     cells["bytes accessed"] = f"{_number(program['bytes'])}B"
+    cells["  by operations"] = f"{_number(program['operation_bytes'])}B"
     cells["  through HBM"] = f"{_number(program['hbm_bytes'])}B"
     cells["collectives"] = _collectives(program["collectives"])
     cells["memory"] = f"{needed(program) / GIB:.2f} {room}: {verdict}"
