@@ -11,6 +11,7 @@ _CHOICES = {
     "data.corrupt": ("fail", "skip"),
     "loss.timesteps": ("uniform", "importance"),
     "model.attention_order": ("heads_first", "qkv_first"),
+    "model.remat": ("none", "elementwise", "blocks"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "train.learning_rate_decay": ("constant", "linear"),
     "sample.sampler": ("ancestral", "ddim"),

@@ -88,7 +88,9 @@ def base() -> ConfigDict:
     c.model.scale_shift_norm = True  # condition by scale and shift (the paper's); else by adding
     c.model.conv_resample = True  # resample with a convolution; else averages and repetition
     c.model.resblock_updown = False  # resample inside residual blocks (guided diffusion)
-    c.model.remat = False  # recompute activations in the backward pass: less memory, more time
+    # What the backward pass computes again to save memory: "none"; "elementwise", all but products,
+    # statistics and dropout masks; "blocks", all but the inputs of the blocks, a third more work
+    c.model.remat = "none"
     # "float32", "bfloat16", "float16" (trained under a loss scale), or "auto": bfloat16 on TPU and
     # GPU, float32 on CPUs
     c.model.dtype = "auto"
@@ -322,6 +324,8 @@ def loads(text: str, path: Path) -> ConfigDict:
             raise InputError(f"{path} has a key {key!r} that does not exist{suggestion(key)}")
         if isinstance(defaults[key], tuple) and isinstance(value, list):
             value = tuple(value)
+        if key == "model.remat" and isinstance(value, bool):  # what it was before there were words
+            value = "blocks" if value else "none"
         try:
             check_type(key, value, defaults[key])
         except InputError as error:

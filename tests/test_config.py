@@ -297,6 +297,13 @@ def test_key_that_an_older_file_lacks_takes_its_default(tmp_path):
     assert (loaded.seed, loaded.train.steps, loaded.model.width) == (3, 5, 128)
 
 
+@pytest.mark.parametrize("stored, word", [("true", "blocks"), ("false", "none")])
+def test_remat_of_an_older_file_becomes_a_word(tmp_path, stored, word):
+    path = tmp_path / "config.json"
+    path.write_text('{"model": {"remat": ' + stored + "}}")
+    assert configs.load(path).model.remat == word
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -129,7 +129,7 @@ OVERRIDES = [
     ("word for float", ["train.learning_rate=fast"], ["train.learning_rate", "fast"]),
     ("nan", ["train.learning_rate=nan"], ["train.learning_rate", "finite"]),
     ("inf", ["train.weight_decay=inf"], ["train.weight_decay", "finite"]),
-    ("word for bool", ["model.remat=maybe"], ["model.remat", "maybe"]),
+    ("word for bool", ["data.random_flip=maybe"], ["data.random_flip", "maybe"]),
     ("word for film", ["sample.film=often"], ["sample.film", "often"]),
     ("odd widths", ["model.channel_mult=(1,1.5)"], ["channel_mult 1.5", "multiple of 32"]),
     ("word for tuple", ["model.channel_mult=abc"], ["model.channel_mult", "abc"]),
@@ -400,7 +400,7 @@ def test_training_stores_the_config_with_its_overrides(cli, workdir, trained):
         f"--workdir={workdir}",
         "--config.train.steps=5",
         "--config.model.channel_mult=(1, 1)",
-        "--config.model.remat=true",
+        "--config.model.remat=blocks",
         "--config.train.learning_rate",
         "3e-4",
     )
@@ -414,7 +414,7 @@ def test_training_stores_the_config_with_its_overrides(cli, workdir, trained):
     expected.train.steps = 5
     expected.train.learning_rate = 3e-4
     expected.model.channel_mult = (1, 1)
-    expected.model.remat = True
+    expected.model.remat = "blocks"
     assert stored.to_dict() == expected.to_dict()
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iddpm_jax.models.layers import (
+    KEPT,
     Attention,
     GroupNorm,
     average_pool,
@@ -69,6 +70,23 @@ class ResBlock(nn.Module):
         return x + h
 
 
+def recomputed(module: type[nn.Module], remat: str) -> type[nn.Module]:
+    """A module whose backward pass computes again what the forward pass does not keep.
+
+    Args:
+        module: the module's class.
+        remat: one of layout.REMAT.
+
+    Returns:
+        Class with the same parameters and results.
+    """
+    if remat == "none":
+        return module
+    if remat == "blocks":
+        return nn.remat(module)
+    return nn.remat(module, policy=jax.checkpoint_policies.save_only_these_names(KEPT))
+
+
 def run_block(
     spec: UNetSpec,
     block: list[Layer],
@@ -93,14 +111,14 @@ def run_block(
         [B, H', W', C'].
     """
     dtype = jnp.dtype(spec.dtype)
-    res_block = nn.remat(ResBlock) if spec.remat else ResBlock
+    res_block, attention = (recomputed(module, spec.remat) for module in (ResBlock, Attention))
     for layer in block:
         kind, _, resample = layer.kind.partition("_")
         if kind == "res":
             res = res_block(spec, layer.channels, next(res_index), resample, name=layer.name)
             h = res(h, embedding, dropout_keys)
         elif kind == "attention":
-            h = Attention(layer.heads, spec.attention_order, dtype, name=layer.name)(h)
+            h = attention(layer.heads, spec.attention_order, dtype, name=layer.name)(h)
         elif kind == "up":
             h = upsample_nearest(h)
         elif kind == "down" and not spec.conv_resample:

@@ -1,14 +1,20 @@
 """Layers of the UNet: timestep embedding, group norm, convolutions, attention, resampling."""
 
+import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 
 GROUPS = 32
 HEAD_ORDERS = ("heads_first", "qkv_first")
+
+KEPT = "kept"
+keep = functools.partial(checkpoint_name, name=KEPT)
+"""Mark what is costly to compute: kept for the backward pass where it computes the rest again."""
 
 fan_in_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 """Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
@@ -48,7 +54,7 @@ def conv3(
     Returns:
         [B, ceil(H / stride), ceil(W / stride), features].
     """
-    return nn.Conv(
+    conv = nn.Conv(
         features,
         (3, 3),
         strides=(stride, stride),
@@ -58,7 +64,8 @@ def conv3(
         dtype=dtype,
         precision=_precision(dtype),
         name=name,
-    )(x)
+    )
+    return keep(conv(x))
 
 
 def dense(
@@ -70,14 +77,15 @@ def dense(
     dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
     """Linear map of the last axis; on images, a 1x1 convolution. Arguments as conv3."""
-    return nn.Dense(
+    linear = nn.Dense(
         features,
         kernel_init=zeros if zero else fan_in_uniform,
         bias_init=zeros if zero else _bias_init(x.shape[-1]),
         dtype=dtype,
         precision=_precision(dtype),
         name=name,
-    )(x)
+    )
+    return keep(linear(x))
 
 
 def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:
@@ -123,7 +131,16 @@ class GroupNorm(nn.Module):
             return jnp.broadcast_to(mean, groups).reshape(-1, 1, 1, channels)
 
         mean = per_group(h.mean(axis=(1, 2)))
-        variance = per_group(((h - mean) ** 2).mean(axis=(1, 2)))
+        if x.dtype == jnp.float32:
+            # The variance does not change with the mean it is taken around, to first order.
+            centred = h - jax.lax.stop_gradient(mean)
+            variance = per_group((centred**2).mean(axis=(1, 2)))
+        else:
+            # Both in one reading of x, which the convolution before can do as it writes. What
+            # float32 loses in the difference is far below half precision's rounding of x.
+            variance = per_group((h**2).mean(axis=(1, 2))) - mean**2
+            variance = jnp.maximum(variance, 0.0)
+        mean, variance = keep(mean), keep(variance)
         factor = gamma * jax.lax.rsqrt(variance + 1e-5)
         offset = beta - mean * factor
         if scale is not None:
@@ -180,8 +197,8 @@ def attend(qkv: jax.Array, heads: int, order: str) -> jax.Array:
     root = size**-0.25
     precision = _precision(qkv.dtype)
     logits = jnp.einsum("bqhc,bkhc->bhqk", q * root, k * root, precision=precision)
-    weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(v.dtype)
-    h = jnp.einsum("bhqk,bkhc->bqhc", weights, v, precision=precision)
+    weights = jax.nn.softmax(keep(logits).astype(jnp.float32), axis=-1).astype(v.dtype)
+    h = keep(jnp.einsum("bhqk,bkhc->bqhc", weights, v, precision=precision))
     return h.reshape(batch, length, channels // 3)
 
 
@@ -198,8 +215,8 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
     """
     if keys is None or rate == 0.0:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+    mask = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep(mask), x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:

@@ -5,6 +5,10 @@ from typing import NamedTuple
 
 from iddpm_jax.models.layers import GROUPS, HEAD_ORDERS
 
+REMAT = ("none", "elementwise", "blocks")
+"""What the backward pass computes again: nothing; all but products, statistics and dropout masks;
+all but the inputs of residual blocks and attention."""
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetSpec:
@@ -33,7 +37,7 @@ class UNetSpec:
             adding.
         conv_resample: resample with a convolution; else with 2x2 averages and plain repetition.
         resblock_updown: resample inside a residual block instead (guided diffusion).
-        remat: recompute the residual blocks' activations in the backward pass, to save memory.
+        remat: what the backward pass computes again to save memory, one of REMAT.
         dtype: type of the trunk's computation, "float32", "bfloat16" or "float16".
     """
 
@@ -54,7 +58,7 @@ class UNetSpec:
     scale_shift_norm: bool = True
     conv_resample: bool = True
     resblock_updown: bool = False
-    remat: bool = False
+    remat: str = "none"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -62,6 +66,8 @@ class UNetSpec:
             raise ValueError(
                 "num_heads must be at least 1, num_heads_upsample and num_head_channels at least 0"
             )
+        if self.remat not in REMAT:
+            raise ValueError(f"remat {self.remat!r} is unknown; use one of {', '.join(REMAT)}")
         if self.attention_order not in HEAD_ORDERS:
             raise ValueError(
                 f"attention_order {self.attention_order!r} is unknown; "

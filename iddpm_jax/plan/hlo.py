@@ -7,6 +7,7 @@ collectives.
 import itertools
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 COLLECTIVES = (
@@ -16,6 +17,10 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
+
+# Moves between the memories, and how their pieces are joined, which moves nothing.
+_MOVES = ("copy-start", "slice-start")
+_VIEW = 'custom_call_target="ConcatBitcast"'
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}  # the others have theirs in their name
 _FREE = {
@@ -54,6 +59,10 @@ class Instruction(NamedTuple):
     opcode: str
     operands: tuple[str, ...]
     rest: str
+
+
+Counts = Callable[[Instruction, Array], bool]
+"""Whether an array that an instruction reads or writes is counted."""
 
 
 class Collective(NamedTuple):
@@ -101,8 +110,27 @@ class Module:
         Args:
             trips: how often the busiest loop runs; other loops are taken to run once.
         """
-        once = self._traffic(self._entry, in_hbm=True)
-        return once + (trips - 1) * self._traffic(self._loop(), in_hbm=True)
+        return self._over(trips, lambda instruction, array: array.in_hbm)
+
+    def operation_bytes(self, trips: int) -> int:
+        """Bytes that operations read and write, in whatever memory.
+
+        XLA's count has more: both ends of moves between the memories, and a copy where the pieces
+        of a move are seen as one array, which copies nothing.
+
+        Args:
+            trips: as in hbm_bytes.
+        """
+
+        def computes(instruction: Instruction, _: Array) -> bool:
+            return instruction.opcode not in _MOVES and _VIEW not in instruction.rest
+
+        return self._over(trips, computes)
+
+    def _over(self, trips: int, counts: Counts) -> int:
+        return self._traffic(self._entry, counts) + (trips - 1) * self._traffic(
+            self._loop(), counts
+        )
 
     def collectives(self, trips: int) -> list[Collective]:
         """All collectives.
@@ -134,17 +162,22 @@ class Module:
         ]
         return max((name for pair in bodies for name in pair), key=self._traffic, default="")
 
-    def _traffic(self, name: str, in_hbm: bool = False) -> int:
-        """Bytes that the instructions of a computation, and what they call, read and write."""
+    def _traffic(self, name: str, counts: Counts = lambda instruction, array: True) -> int:
+        """Bytes that the instructions of a computation, and what they call, read and write.
+
+        Args:
+            name: of the computation.
+            counts: whether an array that an instruction reads or writes is counted.
+        """
         computation = self._computations.get(name, [])
         types = {instruction.name: instruction.type for instruction in computation}
         total = 0
         for instruction in computation:
             if instruction.opcode in ("while", "call", "conditional"):
-                total += sum(self._traffic(called, in_hbm) for called in _called(instruction))
+                total += sum(self._traffic(called, counts) for called in _called(instruction))
             elif instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
                 arrays = _moved(instruction, types)
-                total += sum(array.padded for array in arrays if array.in_hbm or not in_hbm)
+                total += sum(array.padded for array in arrays if counts(instruction, array))
         return total
 
     def _reachable(self, name: str) -> set[str]:
@@ -178,7 +211,7 @@ def _called(instruction: Instruction) -> list[str]:
 def _moved(instruction: Instruction, types: dict[str, str]) -> list[Array]:
     """What an instruction reads and writes."""
     arrays = _arrays(instruction.type)
-    if instruction.opcode in ("copy-start", "slice-start"):
+    if instruction.opcode in _MOVES:
         # From one memory to another: both ends are in the type, and a slice is all that moves.
         size = min(array.padded for array in arrays[:2])
         return [array._replace(padded=size) for array in arrays[:2]]

@@ -139,9 +139,9 @@ def measure(program: Program, message: str, expected: float) -> dict:
         expected: seconds that it may take.
 
     Returns:
-        Numbers for each device and call, ready for JSON: "flops", "bytes", "hbm_bytes", "memory"
-        (bytes by use), "collectives", "seconds". Where the program does not fit: "needed" and
-        "available", bytes, and "seconds" only.
+        Numbers for each device and call, ready for JSON: "flops", "bytes", "operation_bytes",
+        "hbm_bytes", "memory" (bytes by use), "collectives", "seconds". Where the program does not
+        fit: "needed" and "available", bytes, and "seconds" only.
 
     Raises:
         KeyboardInterrupt: at once, though the compiler is still at work in the background.
@@ -167,6 +167,7 @@ def _numbers(program: Program, compiled: jax.stages.Compiled) -> dict:
         # above all, has about 20 FLOPs per parameter, which this counts trips times.
         "flops": cost["flops"] * trips,
         "bytes": cost["bytes accessed"] * (1 + (trips - 1) * module.loop_share()),
+        "operation_bytes": module.operation_bytes(trips),
         "hbm_bytes": module.hbm_bytes(trips),
         "memory": {
             "arguments": memory.argument_size_in_bytes,

@@ -97,9 +97,9 @@ def advice(
         size = state + 2 * params + activations * train.microbatches / m
         if add(f"--config.train.microbatches={m}", size):
             break
-    if not config.model.remat:
+    if config.model.remat != "blocks":
         lines.append(
-            "--config.model.remat=true: keeps little more than the inputs of the residual blocks, "
+            "--config.model.remat=blocks: keeps little more than the inputs of the blocks, "
             "for a third more FLOPs; plan again to see how much that is"
         )
     for k in [k for k in _powers(devices) if k > train.fsdp and devices % k == 0]:
@@ -168,6 +168,7 @@ def _column(program: dict, topology: Topology) -> dict[str, str]:
     ratio = program["flops"] / program["hand_flops"]
     cells["FLOPs by hand"] = f"{_number(program['hand_flops'])} (XLA has {ratio - 1:+.1%})"
     cells["bytes accessed"] = f"{_number(program['bytes'])}B"
+    cells["  by operations"] = f"{_number(program['operation_bytes'])}B"
     cells["  through HBM"] = f"{_number(program['hbm_bytes'])}B"
     cells["collectives"] = _collectives(program["collectives"])
     cells["memory"] = f"{needed(program) / GIB:.2f} {room}: {verdict}"

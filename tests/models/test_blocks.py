@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
-from iddpm_jax.models.blocks import ResBlock, embed_time
+from iddpm_jax.models.blocks import ResBlock, embed_time, recomputed
 from iddpm_jax.models.layout import UNetSpec
 
 SPEC = UNetSpec(width=32, channel_mult=(1, 2), num_res_blocks=1, attention_factors=())
@@ -78,3 +79,24 @@ def test_fresh_block_is_its_skip_connection():
     )
     assert not any(np.any(leaf) for leaf in variables["params"]["conv_out"].values())
     np.testing.assert_array_equal(output, x)
+
+
+@pytest.mark.parametrize(
+    "remat, kept",
+    [
+        # A convolution, four statistics, scale and shift, a dropout mask; the second convolution
+        # is the last operation, which no derivative asks for.
+        ("elementwise", ["bool[1,4,4,64]", "f32[1,128]", *4 * ["f32[1,1,1,64]"], "f32[1,4,4,64]"]),
+        ("blocks", []),
+    ],
+)
+def test_recomputed_block_keeps_only_what_is_costly(remat, kept, capsys):
+    spec = UNetSpec(width=64, dropout=0.5)
+    x, embedding = jnp.ones((1, 4, 4, 64)), jnp.ones((1, 256))
+    keys = jax.random.split(jax.random.key(0), 1)
+    block = recomputed(ResBlock, remat)(spec, 64, 0)
+    params = block.init(jax.random.key(0), x, embedding, keys)
+    print_saved_residuals(lambda p: block.apply(p, x, embedding, keys).sum(), params)
+    lines = capsys.readouterr().out.splitlines()
+    own = [line for line in lines if "from the argument" not in line and "a constant" not in line]
+    assert sorted(line.split()[0] for line in own) == sorted(kept)

@@ -102,6 +102,26 @@ def test_group_norm_of_bfloat16_keeps_float32_statistics():
     np.testing.assert_allclose(out.astype(jnp.float32), expected, rtol=2**-8, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_group_norm_gradient_matches_differences_in_float64(dtype):
+    x = np.asarray(jnp.asarray(3.0 + normal(0, 2, 4, 4, 64), dtype), np.float64)
+    params = {"scale": normal(1, 64), "bias": normal(2, 64)}
+    cotangent, direction = (normal(seed, *x.shape).astype(np.float64) for seed in (3, 4))
+
+    def weighted(x):
+        out = GroupNorm().apply({"params": params}, x)
+        return jnp.sum(out.astype(jnp.float32) * jnp.asarray(cotangent, jnp.float32))
+
+    gradient = np.asarray(jax.grad(weighted)(jnp.asarray(x, dtype)), np.float64)
+    ahead, behind = (
+        np.sum(cotangent * float64_layers.group_norm(x + step * direction, params))
+        for step in (1e-5, -1e-5)
+    )
+    norm = np.linalg.norm(gradient) * np.linalg.norm(direction)
+    eps = float(jnp.finfo(dtype).eps)
+    assert abs(np.sum(gradient * direction) - (ahead - behind) / 2e-5) < eps * norm
+
+
 # Attention
 
 

@@ -336,12 +336,14 @@ def test_superfluous_small_images_raise():
 
 
 @pytest.mark.slow
-def test_remat_gives_the_same_outputs_and_gradients():
-    params, x, t = random_params(ONE_LEVEL), images(ONE_LEVEL), jnp.array([0, 999])
+@pytest.mark.parametrize("words", ["elementwise", "blocks"])
+def test_remat_gives_the_same_outputs_and_gradients(words):
+    spec = dataclasses.replace(ONE_LEVEL, attention_factors=(1,), dropout=0.2)
+    params, x, t = random_params(spec), images(spec), jnp.array([0, 999])
     keys = jax.random.split(jax.random.key(0), 2)
 
     def run(remat):
-        network = make_network(dataclasses.replace(ONE_LEVEL, remat=remat, dropout=0.2))
+        network = make_network(dataclasses.replace(spec, remat=remat))
 
         def loss(params):
             output = network.apply(params, x, t, None, keys)
@@ -350,7 +352,7 @@ def test_remat_gives_the_same_outputs_and_gradients():
         gradients, output = jax.jit(jax.grad(loss, has_aux=True))(params)
         return {**gradients, "output": output}
 
-    plain, remat = run(False), run(True)
+    plain, remat = run("none"), run(words)
     assert jax.tree.structure(plain) == jax.tree.structure(remat)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(plain))
     jax.tree.map(

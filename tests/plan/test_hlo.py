@@ -114,6 +114,21 @@ ENTRY %main (p: f32[512,512]) -> f32[128,512] {
     module = Module(text)
     assert module._traffic("main") == 4 * 128 * 512 * 4
     assert module.hbm_bytes(1) == 2 * 128 * 512 * 4  # read once, written once
+    assert module.operation_bytes(1) == 0
+
+
+def test_operations_are_told_from_pieces_seen_as_one_array():
+    text = """\
+ENTRY %main (p: f32[512,512], q: f32[512,512]) -> f32[1024,512] {
+  %p = f32[512,512]{1,0:T(8,128)S(1)} parameter(0)
+  %q = f32[512,512]{1,0:T(8,128)S(1)} parameter(1)
+  %v = f32[1024,512]{1,0:T(8,128)S(1)} custom-call(%p, %q), custom_call_target="ConcatBitcast"
+  ROOT %r = f32[1024,512]{1,0:T(8,128)} negate(%v)
+}
+"""
+    module = Module(text)
+    assert module.operation_bytes(1) == 2 * 1024 * 512 * 4  # negate reads and writes
+    assert module.hbm_bytes(1) == 1024 * 512 * 4
 
 
 def test_traffic_in_a_loop_runs_as_often_as_the_loop():

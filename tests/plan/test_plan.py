@@ -116,8 +116,8 @@ def test_microbatches_change_memory_and_not_flops(without_libtpu, tmp_path):
 
 def test_a_chip_draws_its_own_batch_on_any_slice(without_libtpu, tmp_path, monkeypatch):
     memory = dict.fromkeys(("arguments", "results", "temporaries", "code"), 2**30)
-    numbers = {"flops": 1.0, "bytes": 1.0, "hbm_bytes": 1.0, "memory": memory}
-    numbers |= {"collectives": [], "seconds": 1.0}
+    numbers = dict.fromkeys(("flops", "bytes", "operation_bytes", "hbm_bytes", "seconds"), 1.0)
+    numbers |= {"collectives": [], "memory": memory}
     monkeypatch.setattr(programs, "measure", lambda *_: numbers)
     for name, chips in (("v5e:2x2", 4), ("v5e:4x4", 16)):
         found = plan.plan(tiny(sample__batch_size=6), plan.topology(name), "all", tmp_path)

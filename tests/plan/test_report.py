@@ -80,7 +80,7 @@ def test_microbatches_come_first_and_stop_where_it_fits():
     lines = advise(40)
     assert lines[0] == "--config.train.microbatches=2: about 21.8 GiB, which is still too much"
     assert lines[1] == "--config.train.microbatches=4: about 12.4 GiB, which would fit"
-    assert "--config.model.remat=true" in lines[2]
+    assert "--config.model.remat=blocks" in lines[2]
 
 
 def test_microbatches_go_on_from_those_there_are():
@@ -89,13 +89,13 @@ def test_microbatches_go_on_from_those_there_are():
 
 
 def test_parts_of_one_image_and_remat_are_not_advised_again():
-    lines = advise(40, **{"train.batch_size": 4, "model.remat": True})
+    lines = advise(40, **{"train.batch_size": 4, "model.remat": "blocks"})
     assert not any("microbatches" in line or "remat" in line for line in lines)
 
 
 def test_sharing_the_state_helps_a_large_state():
     # 2 devices: 30 / 2 of state, 2 x 0.5 of parameters and gradient, 1 of activations.
-    lines = advise(31.5, state=30, **{"train.batch_size": 4, "model.remat": True})
+    lines = advise(31.5, state=30, **{"train.batch_size": 4, "model.remat": "blocks"})
     assert lines[0] == "--config.train.fsdp=2: about 17.0 GiB, which is still too much"
     assert lines[1] == "--config.train.fsdp=4: about 9.5 GiB, which would fit"
 
