@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from iddpm_jax.models.layers import (
-    KEPT,
     Attention,
-    GroupNorm,
     average_pool,
     conv3,
     dense,
@@ -18,6 +16,7 @@ from iddpm_jax.models.layers import (
     upsample_nearest,
 )
 from iddpm_jax.models.layout import Layer, UNetSpec
+from iddpm_jax.models.norm import KEPT, GroupNorm
 
 
 def embed_time(spec: UNetSpec, t: jax.Array) -> jax.Array:
@@ -48,21 +47,22 @@ class ResBlock(nn.Module):
     ) -> jax.Array:
         """[B, H, W, C], [B, 4 width], keys [B] or None -> [B, H', W', channels]."""
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
-        h = nn.silu(GroupNorm(name="norm_in")(x))
+        h = GroupNorm("silu", name="norm_in")(x)
         if self.resample:
             resample = average_pool if self.resample == "down" else upsample_nearest
             h, x = resample(h), resample(x)
         h = conv3(h, self.channels, "conv_in", dtype=dtype)
 
+        norm_out = GroupNorm("silu", name="norm_out")
         if spec.scale_shift_norm:
             condition = dense(nn.silu(embedding), 2 * self.channels, "embedding")
-            h = GroupNorm(name="norm_out")(h, *jnp.split(condition, 2, axis=-1))
+            h = norm_out(h, *jnp.split(condition, 2, axis=-1))
         else:
             condition = dense(nn.silu(embedding), self.channels, "embedding")
-            h = GroupNorm(name="norm_out")(h + condition[:, None, None, :].astype(h.dtype))
+            h = norm_out(h + condition[:, None, None, :].astype(h.dtype))
         if dropout_keys is not None:
             dropout_keys = jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys)
-        h = dropout(nn.silu(h), dropout_keys, spec.dropout)
+        h = dropout(h, dropout_keys, spec.dropout)
         h = conv3(h, self.channels, "conv_out", zero=True, dtype=dtype)
 
         if x.shape[-1] != self.channels:

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from iddpm_jax.models.blocks import embed_time, run_block, run_encoder
-from iddpm_jax.models.layers import GroupNorm, attend, dense
+from iddpm_jax.models.layers import attend, dense
 from iddpm_jax.models.layout import UNetSpec, layout
+from iddpm_jax.models.norm import GroupNorm
 from iddpm_jax.models.unet import Network
 
 
@@ -102,7 +103,7 @@ class Classifier(nn.Module):
         embedding = embed_time(spec, t)
         h = run_encoder(spec, plan.encoder, x, embedding, None, res_index)[-1]
         h = run_block(spec, plan.middle, h, embedding, None, res_index)
-        h = nn.silu(GroupNorm(name="norm_out")(h.astype(jnp.float32)))
+        h = GroupNorm("silu", name="norm_out")(h.astype(jnp.float32))
         heads = h.shape[-1] // spec.num_head_channels
         return AttentionPool(heads, self.spec.num_classes, name="pool")(h)
 

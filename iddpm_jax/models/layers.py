@@ -1,20 +1,15 @@
-"""Layers of the UNet: timestep embedding, group norm, convolutions, attention, resampling."""
+"""Layers of the UNet: timestep embedding, convolutions, attention, dropout, resampling."""
 
-import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 
-GROUPS = 32
-HEAD_ORDERS = ("heads_first", "qkv_first")
+from iddpm_jax.models.norm import GroupNorm, keep
 
-KEPT = "kept"
-keep = functools.partial(checkpoint_name, name=KEPT)
-"""Mark what is costly to compute: kept for the backward pass where it computes the rest again."""
+HEAD_ORDERS = ("heads_first", "qkv_first")
 
 fan_in_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 """Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
@@ -106,47 +101,6 @@ def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> j
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim - 2 * half)))
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation in 32 groups with float32 statistics, as one affine map per channel.
-
-    Wu & He 2018, with epsilon 1e-5. An outer scale and shift, the paper's conditioning (appendix A:
-    GroupNorm(h) (1 + scale) + shift), are folded into the same map.
-    """
-
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None
-    ) -> jax.Array:
-        """Normalise [B, H, W, C]; scale and shift are [B, C]. Returns x's shape and type."""
-        channels = x.shape[-1]
-        gamma = self.param("scale", nn.initializers.ones, (channels,))[None, None, None, :]
-        beta = self.param("bias", zeros, (channels,))[None, None, None, :]
-        groups = (x.shape[0], GROUPS, channels // GROUPS)
-        h = x.astype(jnp.float32)
-
-        def per_group(per_channel: jax.Array) -> jax.Array:
-            mean = per_channel.reshape(groups).mean(axis=-1, keepdims=True)
-            return jnp.broadcast_to(mean, groups).reshape(-1, 1, 1, channels)
-
-        mean = per_group(h.mean(axis=(1, 2)))
-        if x.dtype == jnp.float32:
-            # The variance does not change with the mean it is taken around, to first order.
-            centred = h - jax.lax.stop_gradient(mean)
-            variance = per_group((centred**2).mean(axis=(1, 2)))
-        else:
-            # Both in one reading of x, which the convolution before can do as it writes. What
-            # float32 loses in the difference is far below half precision's rounding of x.
-            variance = per_group((h**2).mean(axis=(1, 2))) - mean**2
-            variance = jnp.maximum(variance, 0.0)
-        mean, variance = keep(mean), keep(variance)
-        factor = gamma * jax.lax.rsqrt(variance + 1e-5)
-        offset = beta - mean * factor
-        if scale is not None:
-            outer = 1.0 + scale[:, None, None, :]
-            factor, offset = factor * outer, offset * outer + shift[:, None, None, :]
-        return (h * factor + offset).astype(x.dtype)
 
 
 class Attention(nn.Module):

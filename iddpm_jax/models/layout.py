@@ -3,7 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
-from iddpm_jax.models.layers import GROUPS, HEAD_ORDERS
+from iddpm_jax.models.layers import HEAD_ORDERS
+from iddpm_jax.models.norm import GROUPS
 
 REMAT = ("none", "elementwise", "blocks")
 """What the backward pass computes again: nothing; all but products, statistics and dropout masks;

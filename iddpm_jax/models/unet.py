@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from iddpm_jax.models.blocks import embed_time, run_block, run_encoder
-from iddpm_jax.models.layers import GroupNorm, conv3, upsample_bilinear
+from iddpm_jax.models.layers import conv3, upsample_bilinear
 from iddpm_jax.models.layout import UNetSpec, layout
+from iddpm_jax.models.norm import GroupNorm
 
 
 class UNet(nn.Module):
@@ -72,7 +73,7 @@ class UNet(nn.Module):
         for h in blocks:
             self.sow("intermediates", "blocks", h)
 
-        h = nn.silu(GroupNorm(name="norm_out")(h.astype(jnp.float32)))
+        h = GroupNorm("silu", name="norm_out")(h.astype(jnp.float32))
         return conv3(h, spec.out_channels, "conv_out", zero=True)
 
 
