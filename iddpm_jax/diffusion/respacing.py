@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from iddpm_jax.diffusion.process import Process, make_process
@@ -141,3 +142,26 @@ def respace(
         raise ValueError(f"steps must ascend within 0 to {T - 1}, got {steps.tolist()}")
     steps = skip_beginning(steps, skip)
     return make_process(respaced_betas(betas, steps), steps, T, rescale_timesteps)
+
+
+def padded(process: Process, length: int) -> Process:
+    """The same process in longer tables, so that one program serves any number of steps.
+
+    A compiled function is made for the shapes of its arguments. Given tables as long as those of
+    the original process, whatever was kept of it, it is the same function for every spec.
+
+    Args:
+        process: noise process with K steps.
+        length: of the tables, at least K.
+
+    Returns:
+        Process whose tables [length] repeat their last entry. Its T is the length: whoever takes it
+        is told the number of steps beside it.
+
+    Raises:
+        ValueError: the tables would be cut.
+    """
+    extra = length - process.T
+    if extra < 0:
+        raise ValueError(f"a process of {process.T} steps does not fit into {length}")
+    return jax.tree.map(lambda table: np.pad(table, (0, extra), mode="edge"), process)

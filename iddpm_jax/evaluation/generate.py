@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from iddpm_jax import build, data
 from iddpm_jax.diffusion import guidance, samplers
+from iddpm_jax.diffusion.respacing import padded
 from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
 from iddpm_jax.errors import DivergedError, InputError
 from iddpm_jax.images import area_average_uint8, to_float, to_uint8
@@ -127,20 +128,21 @@ def sampling_function(
         frames: moments on the way to keep, see draw; 0: only the end.
 
     Returns:
-        Function (params, process, scalars by name, key), (index [B], classes [B] or None, small
-        images uint8 [B, h, w, C] or None) -> images [B, H, W, C], or [B, frames + 1, 2, H, W, C].
+        Function (params, padded process, its number of steps K, scalars by name, key), (index [B],
+        classes [B] or None, small images uint8 [B, h, w, C] or None) -> images [B, H, W, C], or
+        [B, frames + 1, 2, H, W, C]. It is the same for every K.
     """
     transform = clip_x_0 if clip else None
 
     def sample(shared: tuple, batch: tuple) -> jax.Array:
-        params, process, scalars, key = shared
+        params, process, steps, scalars, key = shared
         index, y, small = batch
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         noise = samplers.noise_per_sample(keys, image_shape)
         low_res = None
         if small is not None:
             # One beyond the start, so that no step of the process shares it.
-            small_noise = samplers.noise_per_sample(keys, small.shape[1:])(process.T + 1)
+            small_noise = samplers.noise_per_sample(keys, small.shape[1:])(steps + 1)
             low_res = to_float(small) + scalars["low_res_noise"] * small_noise
 
         def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -153,14 +155,16 @@ def sampling_function(
             outputs = jnp.split(network(params, x, t, both_y, None, both_low_res), 2)
             return guidance.classifier_free(parametrization, *outputs, scalars["guidance"])
 
-        start = noise(jnp.int32(process.T))
+        start = noise(steps)
         arguments = (denoise, process, parametrization, start, noise)
         if sampler == "ddim":
             eta = scalars["eta"]
-            result = samplers.ddim(*arguments, eta=eta, transform=transform, frames=frames)
+            result = samplers.ddim(
+                *arguments, eta=eta, steps=steps, transform=transform, frames=frames
+            )
         else:
             result = samplers.ancestral(
-                *arguments, variance=variance, transform=transform, frames=frames
+                *arguments, steps=steps, variance=variance, transform=transform, frames=frames
             )
         if not frames:
             return result.x
@@ -239,7 +243,9 @@ def draw(
         settings.variance or None,
     )
     scalars = {k: np.float32(settings[k]) for k in ("eta", "guidance", "low_res_noise")}
-    shared = (params, process, scalars, jax.random.key(settings.seed))
+    tables = padded(process, model.process.T)
+    key = jax.random.key(settings.seed)
+    shared = (params, tables, np.int32(process.T), scalars, key)
     first = start - start % settings.batch_size
     with _bar(start, count, progress) as bar:
         for offset, real in data.padded_chunks(count - first, settings.batch_size * mesh.size):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from iddpm_jax import build, data
 from iddpm_jax.diffusion.process import Process
+from iddpm_jax.diffusion.respacing import padded
 from iddpm_jax.evaluation.likelihood import Bound, Likelihood, paired
 from iddpm_jax.evaluation.parts import Parts, told_apart
 from iddpm_jax.evaluation.terms import (
@@ -131,7 +132,8 @@ def _measure(task: _Task, weights: dict[str, Params], rows: np.ndarray, bar: tqd
         task.mesh,
     )
     key = jax.random.key(task.settings.seed)
-    shared = [(params, task.process, key) for params in weights.values()]
+    tables = padded(task.process, task.model.process.T)
+    shared = [(params, tables, key) for params in weights.values()]
     found: list[dict[str, list]] = [{} for _ in weights]
     make = functools.partial(task.pairs, rows)
     for index, results in _in_batches(task, function, shared, len(rows) * task.terms, make):

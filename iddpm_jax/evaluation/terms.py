@@ -66,9 +66,10 @@ def terms_function(
         mesh: devices that share a batch.
 
     Returns:
-        Function of (params, process, key) and a batch (images uint8 [B, H, W, C], labels [B] or
-        None, index in the split [B], t [B], number of the noise's draw [B] or None for the first)
-        -> [B] by name: those of TABLES, other bounds, and SHARES where the variance is learned.
+        Function of (params, padded process, key) and a batch (images uint8 [B, H, W, C], labels
+        [B] or None, index in the split [B], t [B], number of the noise's draw [B] or None for the
+        first) -> [B] by name: those of TABLES, other bounds, and SHARES where the variance is
+        learned.
     """
 
     def terms(shared: tuple, batch: tuple) -> dict[str, jax.Array]:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from iddpm_jax import build
+from iddpm_jax.diffusion.respacing import padded
 from iddpm_jax.evaluation import generate
 from iddpm_jax.plan import waiting
 from iddpm_jax.plan.chips import GIB, Topology
@@ -94,8 +95,10 @@ def sample_program(
     scalars = dict.fromkeys(("eta", "guidance", "low_res_noise"), np.float32(0))
     y = _abstract((count,), jnp.int32, split) if model.class_conditional else None
     small = model.low_res_shape and _abstract((count, *model.low_res_shape), jnp.uint8, split)
+    tables = padded(process, model.process.T)
+    values = (state.params, tables, np.int32(process.T), scalars)
     arguments = (
-        (*_on((state.params, process, scalars), shared), _abstract(key.shape, key.dtype, shared)),
+        (*_on(values, shared), _abstract(key.shape, key.dtype, shared)),
         (_abstract((count,), jnp.int32, split), y, small),
     )
     function = generate.sampling_function(

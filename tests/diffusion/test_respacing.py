@@ -8,6 +8,7 @@ from toy_model import TABLES
 
 from iddpm_jax.diffusion.process import coefficients
 from iddpm_jax.diffusion.respacing import (
+    padded,
     respace,
     respaced_betas,
     skip_beginning,
@@ -156,3 +157,15 @@ def test_process_without_its_beginning_has_the_same_steps():
     np.testing.assert_array_equal(part.model_t, part.timesteps * np.float32(2.5))
     for name, table in vars(respace(betas, "40", True, skip=0.0)).items():
         np.testing.assert_array_equal(table, getattr(whole, name), err_msg=name)
+
+
+def test_padded_tables_begin_with_the_process_and_repeat_its_last_entry():
+    process = respace(make_betas("cosine", 50), "7", rescale_timesteps=True)
+    long = padded(process, 50)
+    assert long.T == 50
+    for name in ("timesteps", "model_t", "beta", "alpha_bar_next", "log_beta_tilde"):
+        short, table = getattr(process, name), getattr(long, name)
+        assert table.dtype == short.dtype
+        np.testing.assert_array_equal(table, [*short, *[short[-1]] * 43])
+    with pytest.raises(ValueError, match="7 steps does not fit into 6"):
+        padded(process, 6)

@@ -11,7 +11,7 @@ from golden_cases import SAMPLER, assert_close, cases, load, to_nchw
 from toy_model import images, parametrization_of, process_of, toy_network, transform_of
 
 from iddpm_jax.diffusion.process import Process, make_process
-from iddpm_jax.diffusion.respacing import respace
+from iddpm_jax.diffusion.respacing import padded, respace
 from iddpm_jax.diffusion.reverse import Parametrization
 from iddpm_jax.diffusion.samplers import (
     Network,
@@ -408,3 +408,29 @@ def test_output_of_wrong_width_is_refused():
             jnp.zeros((1, 2, 2, 1)),
             lambda t: jnp.zeros((1, 2, 2, 1)),
         )
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+@pytest.mark.parametrize("frames", [0, 3])
+def test_padded_process_gives_the_same_bits_for_every_number_of_steps(sampler, frames):
+    network, traces = _counted(_best_network)
+    parametrization = Parametrization("eps", "fixed_large")
+
+    @jax.jit
+    def sample(process, steps, key):
+        noise = noise_per_sample(jax.random.split(key, 4), (5, 5, 1))
+        arguments = (network, process, parametrization, noise(steps), noise)
+        if sampler == "ddim":
+            return ddim(*arguments, eta=0.5, steps=steps, frames=frames)
+        return ancestral(*arguments, steps=steps, frames=frames)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def unpadded(process, steps, key):
+        return sample.__wrapped__(process, steps, key)
+
+    key = jax.random.key(0)
+    processes = [respace(BETAS, "3"), respace(BETAS, "10,15"), respace(BETAS, "40", skip=0.3)]
+    found = [sample(padded(p, 1000), np.int32(p.T), key) for p in processes]
+    assert sample._cache_size() == 1 and len(traces) <= 2
+    for process, samples in zip(processes, found, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, samples, unpadded(process, process.T, key))

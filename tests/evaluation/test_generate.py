@@ -76,6 +76,33 @@ def test_samples_are_equal_to_the_last_bit_on_any_devices_from_any_start(
     assert list(drawing.draw(config, *model_and_params, make_mesh(), start=27)) == []
 
 
+@pytest.mark.parametrize("sampler, frames", [("ancestral", 0), ("ddim", 3)])
+def test_one_program_draws_the_same_bits_with_any_number_of_steps(
+    model_and_params, monkeypatch, sampler, frames
+):
+    """Beside the program of a process whose tables are only as long as it is."""
+    monkeypatch.setattr(drawing, "to_uint8", lambda x: x)
+    functions, make = [], drawing.sampling_function
+    monkeypatch.setattr(
+        drawing, "sampling_function", lambda *a: functions.append(make(*a)) or functions[-1]
+    )
+
+    def floats(steps, skip):
+        config = tiny(sample__steps=steps, sample__skip=skip, sample__sampler=sampler)
+        mesh = make_mesh(jax.devices()[:2])
+        drawn = drawing.draw(config, *model_and_params, mesh, progress=False, frames=frames)
+        return np.concatenate(list(drawn))
+
+    asked = [("4", 0.0), ("7", 0.0), ("", 0.5)]
+    make.cache_clear()
+    found = [floats(*each) for each in asked]
+    assert len(set(functions)) == 1 and functions[0]._cache_size() == 1
+    monkeypatch.setattr(drawing, "padded", lambda process, length: process)
+    for each, samples in zip(asked, found, strict=True):
+        np.testing.assert_array_equal(samples, floats(*each))
+    assert functions[0]._cache_size() == 1 + len(asked)
+
+
 @pytest.mark.parametrize("devices, start", [(1, 0), (2, 0), (4, 13), (3, 26)])
 def test_device_draws_the_same_neighbours_in_the_same_places(monkeypatch, devices, start):
     """So that XLA's sums, whose order may depend on the shape and the place, are the same."""

@@ -12,6 +12,7 @@ from iddpm_jax import build, data
 from iddpm_jax.diffusion.losses import bound_term, prior_term
 from iddpm_jax.diffusion.process import q_sample
 from iddpm_jax.diffusion.reverse import Parametrization, clip_x_0
+from iddpm_jax.evaluation import nll
 from iddpm_jax.evaluation.likelihood import Likelihood
 from iddpm_jax.evaluation.nll import evaluate, evaluate_all, made_by, measure
 from iddpm_jax.evaluation.parts import Parts
@@ -294,3 +295,20 @@ def test_a_network_that_gives_no_numbers_has_no_bound(cheap):
     params = {"eps": jnp.float32(np.nan), "v": jnp.float32(0)}
     found = evaluate(tiny(), model, params, make_mesh(), False, count=8)
     assert np.isnan(found.bits_per_dim) and np.isnan(found.monte_carlo_error)
+
+
+def test_one_program_measures_the_same_bits_with_any_number_of_steps(model_and_params, monkeypatch):
+    def measured(steps):
+        config = tiny(nll__steps=steps, nll__terms=0)
+        return evaluate(config, *model_and_params, make_mesh(), progress=False, count=8)
+
+    functions, make = [], nll.terms_function
+    make.cache_clear()
+    monkeypatch.setattr(
+        nll, "terms_function", lambda *a: functions.append(make(*a)) or functions[-1]
+    )
+    found = {steps: measured(steps) for steps in ("4", "7")}
+    assert functions[0]._cache_size() == 1
+    monkeypatch.setattr(nll, "padded", lambda process, length: process)
+    for steps, likelihood in found.items():
+        np.testing.assert_array_equal(likelihood.l_t, measured(steps).l_t)
