@@ -86,7 +86,7 @@ def test_fresh_block_is_its_skip_connection():
     [
         # A convolution, four statistics, scale and shift, a dropout mask; the second convolution
         # is the last operation, which no derivative asks for.
-        ("elementwise", ["bool[1,4,4,64]", "f32[1,128]", *4 * ["f32[1,1,1,64]"], "f32[1,4,4,64]"]),
+        ("elementwise", ["bool[1,4,4,64]", "f32[1,128]", "f32[1,4,4,64]", *4 * ["f32[1,64]"]]),
         ("blocks", []),
     ],
 )
