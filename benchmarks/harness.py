@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from iddpm_jax import runtime
 
 
-def load_config(path: str) -> ConfigDict:
-    """The config of a file in configs/."""
+def load_config(name: str) -> ConfigDict:
+    """The config of FILE or FILE:VARIANTS."""
+    path, _, variants = name.partition(":")
     namespace: dict = {}
     exec(compile(Path(path).read_text(), path, "exec"), namespace)
-    return namespace["get_config"]()
+    return namespace["get_config"](variants)
 
 
 def in_turns(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
