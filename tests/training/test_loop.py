@@ -133,7 +133,8 @@ def test_run_of_several_steps_to_a_dispatch_resumes_exactly(in_twos, tmp_path, m
 def test_run_that_stands_within_a_dispatch_is_refused(in_twos):
     config, workdir, _ = in_twos
     other = config.copy_and_resolve_references()
-    other.train.update(steps=6, steps_per_dispatch=3)
+    other.train.update(steps=6, log_every_steps=3, checkpoint_every_steps=99)
+    other.train.steps_per_dispatch = 3
     with pytest.raises(InputError, match="steps_per_dispatch is 3, .* the 4 steps"):
         train(other, workdir, no_preview)
 
