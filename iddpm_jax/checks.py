@@ -27,7 +27,7 @@ _AT_LEAST = {
         (
             "diffusion.T loss.history_size model.width model.num_res_blocks model.num_heads "
             "train.batch_size train.microbatches train.fsdp train.log_every_steps "
-            "train.evaluate_images "
+            "train.steps_per_dispatch train.evaluate_images "
             "train.keep_checkpoints train.checkpoint_every_steps sample.count "
             "sample.batch_size nll.batch_size nll.draws fid.batch_size fid.neighbours "
             "fid.kid_subsets gradients.batch_size data.num_threads data.prefetch_batches"
@@ -104,6 +104,12 @@ def _check_together(config: ConfigDict) -> None:
             f"train.batch_size {train.batch_size} is not divisible by {train.microbatches} "
             "microbatches; change one of them"
         )
+    for key in ("steps", *(key for key in train if key.endswith("_every_steps"))):
+        if train[key] % train.steps_per_dispatch:
+            raise InputError(
+                f"train.{key} is {train[key]}, not a multiple of train.steps_per_dispatch, which "
+                f"is {train.steps_per_dispatch}; change one of them"
+            )
     if not all(0 < rate < 1 for rate in train.ema_rates):
         raise InputError(
             f"train.ema_rates is {train.ema_rates}; each rate must lie between 0 and 1"

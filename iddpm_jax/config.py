@@ -99,6 +99,10 @@ def base() -> ConfigDict:
     c.train.steps = 0  # optimizer steps; must be given. Paper: 500,000 on CIFAR-10
     c.train.batch_size = 128  # images per optimizer step, over all devices; paper: 128
     c.train.microbatches = 1  # parts that a device takes its share in, one after the other
+    # Optimizer steps in one call of the compiled program, for accelerators whose step is shorter
+    # than the host's part of it; train.steps and every ..._every_steps are multiples of it. CPUs
+    # are slow at loops around a step: leave it at 1 there
+    c.train.steps_per_dispatch = 1
     # Devices that hold one copy of parameters, averages and optimizer state between them; 1: every
     # device holds all of it
     c.train.fsdp = 1
@@ -274,14 +278,18 @@ def differences(
 
     Args:
         old, new: configs; "as the data has" in the new one agrees with what the run found.
-        free: beginnings of the keys that may differ.
+        free: keys that may differ, or beginnings of them, which end in "." or "_".
     """
     before = dict(flat(old))
     free = (*free, *(key for key in FROM_DATA if not dict(flat(new))[key]))
+    beginnings = tuple(key for key in free if key.endswith((".", "_")))
     return [
         f"{key}: {before[key]} -> {value}"
         for key, value in flat(new)
-        if value != before[key] and not key.startswith(free) and not key.endswith("_every_steps")
+        if value != before[key]
+        and key not in free
+        and not key.startswith(beginnings)
+        and not key.endswith("_every_steps")
     ]
 
 

@@ -82,6 +82,10 @@ start() {
     call nohup setsid "${command[@]}"
   else
     command -v "${command[0]}" >/dev/null || die "${command[0]} is missing; install first"
+    local device=tpu
+    ! command -v nvidia-smi >/dev/null || device=gpu
+    # shellcheck source=/dev/null
+    source "launch/env/$device.sh"
     # Out of this session, whose end would end it; setsid makes it a process group as well.
     nohup setsid "${command[@]}" </dev/null >>run.log 2>&1 &
     echo $! >run.pid

@@ -85,6 +85,9 @@ if [[ $dry_run ]]; then
   exit
 fi
 
+# shellcheck source=/dev/null
+if [[ $gpus ]]; then source "$(dirname "${BASH_SOURCE[0]}")/env/gpu.sh"; fi
+
 pids=() code=0 asked=0
 # Signals go to whole process groups, so that nothing a process started is left behind.
 signal_all() {

@@ -377,6 +377,18 @@ FREE = [
 ]
 
 
+@pytest.mark.parametrize(
+    "key", ["steps", "log_every_steps", "checkpoint_every_steps", "keep_every_steps"]
+)
+def test_whatever_is_done_between_dispatches_is_due_between_them(key):
+    config = configs.base()
+    config.train.update(steps=400, steps_per_dispatch=4)
+    check(config)
+    config.train[key] = 402
+    with pytest.raises(InputError, match=rf"train\.{key} is 402, not a multiple .* is 4"):
+        check(config)
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_only_free_keys_may_differ_on_resume(key):
     old = KEYS[key]

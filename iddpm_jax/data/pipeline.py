@@ -91,7 +91,10 @@ def training_batches(
             "set it to 0"
         )
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
-    dataset = dataset.random_map(_Read(source, random_flip, random_crop))
+    if random_flip or random_crop:
+        dataset = dataset.random_map(_Read(source, random_flip, random_crop))
+    else:  # without a random generator for each picture, a fifth of the time of arrays
+        dataset = dataset.map(source.__getitem__)
     # Consecutive parts make up a batch, so that its content does not depend on their number; and
     # the slice comes last, so that no process reads the parts of others.
     dataset = dataset.batch(batch_size // processes, drop_remainder=True)[process::processes]

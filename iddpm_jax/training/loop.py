@@ -1,4 +1,9 @@
-"""The run: next batch, step, log the step before, save, sample, stop. Nothing numerical."""
+"""The run: next batch, step, log the step before, save, sample, stop. Nothing numerical.
+
+A dispatch is one call of the compiled program: a step, or train.steps_per_dispatch of them. What a
+run does between steps it does between dispatches, which begin at multiples of that number: so a run
+that was killed makes the same calls.
+"""
 
 import contextlib
 import time
@@ -23,12 +28,13 @@ from iddpm_jax.training.finetune import start_from
 from iddpm_jax.training.metrics import Reporter
 from iddpm_jax.training.parallel import (
     batch_sharding,
+    batches_sharding,
     check_batch,
     check_processes,
     is_main_process,
     share_to_devices,
 )
-from iddpm_jax.training.runs import new_state, restore, step_function
+from iddpm_jax.training.runs import dispatch_function, new_state, restore
 from iddpm_jax.training.state import Params, TrainState
 from iddpm_jax.training.stopping import StopRequest
 from iddpm_jax.training.watchdog import Watchdog
@@ -97,10 +103,13 @@ def train(
         if start >= settings.steps:
             print(f"already trained to step {start}; raise train.steps to go on")
             return state
+        if start % settings.steps_per_dispatch:
+            raise InputError(
+                f"train.steps_per_dispatch is {settings.steps_per_dispatch}, which does not divide "
+                f"the {start} steps that were taken; change it"
+            )
         _describe(config, model, mesh, state)
-        step = _compiled(
-            step_function(config, model, mesh), state, settings.batch_size, model, mesh
-        )
+        step = _compiled(dispatch_function(config, model, mesh), state, config, model, mesh)
         report = (start, settings.steps, settings.batch_size, settings.log_every_steps)
         with (
             Reporter(workdir if is_main_process() else None, *report) as reporter,
@@ -129,44 +138,48 @@ def run_steps(
     Args:
         config: of the run; train.steps says where to end.
         mesh: devices that share each batch.
-        step: compiled training step.
+        step: compiled, of runs.dispatch_function.
         state: donated to the first step.
         batches: data iterator, at the position of the state.
         checkpoints: to save to.
         reporter: is told of every step.
         hooks: samples and bits/dim on the way.
-        stop: asked after every step.
-        watchdog: is told of every step that has ended.
+        stop: asked after every dispatch.
+        watchdog: is told of every dispatch that has ended.
 
     Returns:
         The final state, or None if asked to stop early.
     """
-    settings = config.train
-    in_flight: deque[tuple[int, dict[str, jax.Array]]] = deque()
+    settings, at_once = config.train, config.train.steps_per_dispatch
+    in_flight: deque[tuple[int, dict[str, jax.Array]]] = deque()  # by the last step of each
 
     def report_down_to(left: int) -> None:
         while len(in_flight) > left:
             now, metrics = in_flight.popleft()
             metrics = jax.device_get(metrics)
             watchdog.beat()
-            _check_finite(now, metrics, checkpoints)
-            reporter.step(now, metrics)
+            for step, of_step in _by_step(now, metrics, at_once):
+                _check_finite(step, of_step, checkpoints)
+                reporter.step(step, of_step)
 
     def save(step: int, position: dict, metric: float | None = None) -> None:
         checkpoints.save(step, state, position, config.to_dict(), metric=metric)
 
-    def next_batch(step: int) -> dict[str, jax.Array]:
+    def next_share(step: int) -> dict[str, jax.Array]:
         begin, position = time.monotonic(), batches.get_state()
         try:
-            share = next(batches)
+            shares = [next(batches) for _ in range(at_once)]
         except InputError:
             if jax.process_count() == 1 and in_flight:  # the others would not save with this one
                 report_down_to(0)
-                save(step - 1, position)
+                save(step - at_once, position)
             raise
         if not in_flight or in_flight[-1][1]["loss"].is_ready():
             reporter.waited(time.monotonic() - begin)  # with no step left to work on
-        return share_to_devices(mesh, share)
+        if at_once == 1:
+            return share_to_devices(mesh, shares[0])
+        stacked = jax.tree.map(lambda *parts: np.stack(parts), *shares)
+        return share_to_devices(mesh, stacked, batches_sharding(mesh))
 
     @contextlib.contextmanager
     def aside() -> Iterator[None]:
@@ -178,21 +191,21 @@ def run_steps(
         watchdog.beat()
 
     watchdog.beat()
-    for now in range(int(state.step) + 1, settings.steps + 1):
-        # The devices are at work on a step while the host reads the one before and brings the
-        # batch of the next.
-        state, metrics = step(state, next_batch(now))
+    for now in range(int(state.step) + at_once, settings.steps + 1, at_once):
+        # The devices are at work on a dispatch while the host reads the one before and brings the
+        # batches of the next.
+        state, metrics = step(state, next_share(now))
         in_flight.append((now, metrics))
         report_down_to(1)
 
-        stopping = stop.after(now)
+        stopping = stop.after(now // at_once)
         ends = now == settings.steps or stopping is not None
         bits_per_dim = None
         if stopping is None and _due(now, settings.evaluate_every_steps):
             jax.block_until_ready(metrics)
             with aside():
                 bits_per_dim = hooks.evaluate(state)
-            reporter.evaluated(f"{config.nll.split}_bits_per_dim", bits_per_dim)
+            reporter.evaluated(now, f"{config.nll.split}_bits_per_dim", bits_per_dim)
         store = ends or bits_per_dim is not None or _due(now, settings.checkpoint_every_steps)
         show = _due(now, settings.sample_every_steps)
         if not (store or show):
@@ -214,6 +227,17 @@ def run_steps(
 def _due(now: int, every: int) -> bool:
     """Whether something done every so many steps, or never for 0, is to be done now."""
     return every > 0 and now % every == 0
+
+
+def _by_step(
+    now: int, metrics: dict[str, np.ndarray], count: int
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(step, its metrics) of a dispatch of so many steps, of which `now` is the last."""
+    if count == 1:
+        yield now, metrics
+        return
+    for i in range(count):
+        yield now - count + 1 + i, {name: values[i] for name, values in metrics.items()}
 
 
 def _check_finite(now: int, metrics: dict[str, np.ndarray], checkpoints: Checkpoints) -> None:
@@ -246,15 +270,15 @@ def _describe(config: ConfigDict, model: build.Model, mesh: Mesh, state: TrainSt
 
 
 def _compiled(
-    step: Callable, state: TrainState, batch_size: int, model: build.Model, mesh: Mesh
+    step: Callable, state: TrainState, config: ConfigDict, model: build.Model, mesh: Mesh
 ) -> Callable:
     """Compile for the shapes at hand, saying so."""
-    sharding = batch_sharding(mesh)
+    lead, sharding = (config.train.batch_size,), batch_sharding(mesh)
+    if config.train.steps_per_dispatch > 1:
+        lead, sharding = (config.train.steps_per_dispatch, *lead), batches_sharding(mesh)
     batch = {
-        "image": jax.ShapeDtypeStruct(
-            (batch_size, *model.image_shape), np.uint8, sharding=sharding
-        ),
-        "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=sharding),
+        "image": jax.ShapeDtypeStruct((*lead, *model.image_shape), np.uint8, sharding=sharding),
+        "label": jax.ShapeDtypeStruct(lead, np.int32, sharding=sharding),
     }
     plan = layout(model.spec)
     layers = sum(len(block) for block in [*plan.encoder, plan.middle, *plan.decoder])

@@ -135,6 +135,7 @@ class Reporter:
         self._steps, self._batch_size, self._every = steps, batch_size, every
         self._means = Means()
         self._evaluation: dict[str, float] = {}
+        self._evaluated: int | None = None
         self._counted, self._seconds, self._clock = 0, 0.0, time.monotonic()
         self._waited = 0.0
         self._bar = tqdm(
@@ -166,7 +167,7 @@ class Reporter:
         self._means.add(metrics)
         self._counted += 1
         self._bar.update()
-        if now % self._every and now != self._steps and not self._evaluation:
+        if now % self._every and now not in (self._steps, self._evaluated):
             return
         self._seconds += time.monotonic() - self._clock
         rate = self._counted * self._batch_size / self._seconds
@@ -199,9 +200,9 @@ class Reporter:
         if self._writer:
             self._writer.image(step, name, pixels)
 
-    def evaluated(self, name: str, value: float) -> None:
-        """Take in a measurement of the step in flight; its row is then written at once."""
-        self._evaluation = {name: value}
+    def evaluated(self, step: int, name: str, value: float) -> None:
+        """Take in a measurement of a step in flight, which then has a row."""
+        self._evaluated, self._evaluation = step, {name: value}
 
     def pause(self) -> None:
         """Stop the clock of images per second, for saving or sampling."""

@@ -140,6 +140,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def batches_sharding(mesh: Mesh) -> NamedSharding:
+    """Every device holds its share of the second axis; the first counts batches."""
+    return NamedSharding(mesh, PartitionSpec(None, *BATCH))
+
+
 def to_devices(mesh: Mesh, batch: Any) -> Any:
     """Put host arrays [B, ...] on the devices, each with its share of B.
 
@@ -170,17 +175,18 @@ def place(values: Any, shardings: Any) -> Any:
     )
 
 
-def share_to_devices(mesh: Mesh, share: Any) -> Any:
+def share_to_devices(mesh: Mesh, share: Any, sharding: NamedSharding | None = None) -> Any:
     """Put a batch on the devices of which each process has its own share.
 
     Args:
         mesh: from make_mesh.
         share: pytree of host arrays [B / processes, ...], the rows that fall to this process.
+        sharding: batches_sharding for several batches [K, B / processes, ...]; None for one.
 
     Returns:
-        Pytree of arrays [B, ...] on the devices.
+        Pytree of arrays [B, ...], or [K, B, ...], on the devices.
     """
-    sharding = batch_sharding(mesh)
+    sharding = sharding or batch_sharding(mesh)
     return jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(a)), share
     )

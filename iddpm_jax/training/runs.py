@@ -17,7 +17,7 @@ from iddpm_jax.training import loss_scale
 from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.parallel import fsdp_sharding, make_mesh, replicated
 from iddpm_jax.training.state import TrainState, init_state
-from iddpm_jax.training.step import StepSettings, make_train_step
+from iddpm_jax.training.step import StepSettings, make_train_step, several_steps
 
 
 def _init(config: ConfigDict, model: build.Model) -> Callable[[], TrainState]:
@@ -183,3 +183,11 @@ def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callabl
         mesh,
         state_shardings(config, model, mesh),
     )
+
+
+def dispatch_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable:
+    """What the loop calls: the training step or, with train.steps_per_dispatch, several in one."""
+    step = step_function(config, model, mesh)
+    if config.train.steps_per_dispatch == 1:
+        return step
+    return several_steps(step, state_shardings(config, model, mesh), mesh)

@@ -7,10 +7,10 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """What the loop asks between steps whether to save and stop. A context manager.
+    """What the loop asks between dispatches whether to save and stop. A context manager.
 
     One process: Ctrl-C and SIGTERM become a flag. Several processes: JAX takes SIGTERM, of any of
-    them, for a notice, and lets all of them stop after the same step; Ctrl-C is turned into it.
+    them, for a notice, and lets all of them stop after the same one; Ctrl-C is turned into it.
     """
 
     def __init__(self):
@@ -28,11 +28,15 @@ class StopRequest:
             # None stands for a handler that was not installed from Python and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def after(self, step: int) -> str | None:
-        """Why to stop after this step, or None; in several processes, ask after every step."""
+    def after(self, dispatch: int) -> str | None:
+        """Why to stop after this dispatch, or None.
+
+        In several processes ask after every one, by its number: JAX waits for the next number after
+        the highest that any process has reached, and would never see one that is left out.
+        """
         if self._alone:
             return self.signal
-        return "notice to stop" if multihost_utils.reached_preemption_sync_point(step) else None
+        return "notice to stop" if multihost_utils.reached_preemption_sync_point(dispatch) else None
 
     def _note(self, number: int, _: object) -> None:
         if self.signal:

@@ -33,6 +33,8 @@ words = sys.argv[1:]
 number = words[words.index("--process_id") + 1] if "--process_id" in words else ""
 act = os.environ.get("ACT_" + number) or os.environ.get("ACT", "obey")
 about = dict(args=words, pid=os.getpid(), gpus=os.environ.get("CUDA_VISIBLE_DEVICES"))
+about |= dict(xla_flags=os.environ.get("XLA_FLAGS"))
+about |= dict(libtpu_flags=os.environ.get("LIBTPU_INIT_ARGS"))
 
 def asked(*_):
     record(event="SIGTERM", **about)

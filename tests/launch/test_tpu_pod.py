@@ -1,6 +1,7 @@
 """launch/tpu_pod.sh: what it says to gcloud, and a pod of two workers that are folders."""
 
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -194,10 +195,7 @@ def pod(stand_ins, tmp_path):
     stand_ins.add("gcloud", POD_OF_FOLDERS)
     for worker in ("0", "1"):
         checkout = tmp_path / "pods" / worker / "iddpm_jax"
-        (checkout / "launch").mkdir(parents=True)
-        for file in LAUNCH.iterdir():
-            (checkout / "launch" / file.name).write_bytes(file.read_bytes())
-            (checkout / "launch" / file.name).chmod(0o755)
+        shutil.copytree(LAUNCH, checkout / "launch")
         # Where `install` puts it; the process is told from others by its name.
         (checkout / ".venv" / "bin").mkdir(parents=True)
         (checkout / ".venv" / "bin" / "python").symlink_to(stand_ins.add("python", WORKER))

@@ -86,6 +86,67 @@ def test_ten_and_ten_steps_equal_twenty_exactly(straight, tmp_path):
     assert_same(*(batch_at(config, position) for position in positions))
 
 
+@pytest.fixture(scope="module")
+def in_twos(straight, tmp_path_factory):
+    """The first four steps of the same run, two to a dispatch. Few, as CPUs are slow at them."""
+    config = straight[0].copy_and_resolve_references()
+    config.train.update(steps=4, steps_per_dispatch=2)
+    workdir = tmp_path_factory.mktemp("in_twos")
+    return config, workdir, jax.device_get(train(config, workdir, no_preview))
+
+
+def test_steps_of_a_dispatch_are_those_of_single_ones(straight, in_twos):
+    ones, twos = (
+        [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        for _, workdir, _ in (straight, in_twos)
+    )
+    assert [row["step"] for row in twos] == [2, 4]
+    for one, two in zip(ones, twos, strict=False):
+        for name in one.keys() - {"images_per_second", "data_wait"}:
+            expected = np.nan if one[name] is None else one[name]
+            found = np.nan if two[name] is None else two[name]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
+    config, workdir, state = in_twos
+    assert (int(state.step), int(state.history.seen.sum())) == (4, 4 * 16)
+    assert position_after(workdir, config) == {"next_index": 4}
+
+
+def test_run_of_several_steps_to_a_dispatch_resumes_exactly(in_twos, tmp_path, monkeypatch):
+    config, _, expected = in_twos
+    asked = []
+
+    def after(_, dispatch):
+        asked.append(dispatch)
+        return "notice to stop"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopRequest, "after", after)
+        assert train(config, tmp_path, no_preview) is None
+    with Checkpoints(tmp_path / "checkpoints", None) as checkpoints:
+        assert checkpoints.latest == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopRequest, "after", lambda _, dispatch: asked.append(dispatch))
+        assert_same(expected, jax.device_get(train(config, tmp_path, no_preview)))
+    assert asked == [1, 2]  # one by one: in several processes none may be left out
+
+
+def test_run_that_stands_within_a_dispatch_is_refused(in_twos):
+    config, workdir, _ = in_twos
+    other = config.copy_and_resolve_references()
+    other.train.update(steps=6, log_every_steps=3, checkpoint_every_steps=99)
+    other.train.steps_per_dispatch = 3
+    with pytest.raises(InputError, match="steps_per_dispatch is 3, .* the 4 steps"):
+        train(other, workdir, no_preview)
+
+
+def test_diverged_dispatch_names_the_step(in_twos, tmp_path):
+    """The learning rate is so high that the loss of the second step overflows."""
+    config = in_twos[0].copy_and_resolve_references()
+    config.train.learning_rate = 1e30
+    with pytest.raises(DivergedError, match="not finite at step 2; there is no checkpoint"):
+        train(config, tmp_path, no_preview)
+
+
 def test_float16_run_resumes_with_its_scale(tmp_path):
     config = tiny(train__steps=4, model__dtype="float16")
     expected = jax.device_get(train(config, tmp_path / "straight", no_preview))

@@ -103,8 +103,8 @@ def test_columns_that_come_later_are_empty_before(tmp_path):
 def test_measurement_gets_the_row_of_its_step(tmp_path):
     with Reporter(tmp_path, 0, 6, 4, every=4) as reporter:
         for now in range(1, 7):
-            if now == 3:
-                reporter.evaluated("test_bits_per_dim", 2.5)
+            if now == 2:  # two steps in one call are reported after the second of them
+                reporter.evaluated(3, "test_bits_per_dim", 2.5)
             vlb = {"l_simple": np.float32(1), "l_vlb": np.float32(1)}
             reporter.step(now, step(float(now), **vlb))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
