@@ -1,6 +1,7 @@
 """From config to objects: process, network, optimizer; every objection names its key."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -287,6 +288,7 @@ def _spec(
             f"model.attention_resolutions has {unknown[0]}, but images of {height}x{width} pass "
             f"through {', '.join(map(str, factor_of))}; use some of those"
         )
+    dtype = _dtype(settings.dtype)
     return _explained(
         "model",
         lambda: UNetSpec(
@@ -300,6 +302,7 @@ def _spec(
             num_heads_upsample=settings.num_heads_upsample,
             num_head_channels=settings.num_head_channels,
             attention_order=settings.attention_order,
+            attention=_attention(dtype),
             num_classes=num_classes if settings.class_conditional else 0,
             null_class=settings.label_dropout > 0,
             super_resolution=settings.low_res_size > 0,
@@ -308,7 +311,7 @@ def _spec(
             conv_resample=settings.conv_resample,
             resblock_updown=settings.resblock_updown,
             remat=settings.remat,
-            dtype=_dtype(settings.dtype),
+            dtype=dtype,
         ),
     )
 
@@ -317,6 +320,15 @@ def _dtype(name: str) -> str:
     if name != "auto":
         return name
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _attention(dtype: str) -> str:
+    """cuDNN's kernel where it can run: half precision, an NVIDIA GPU of capability 8.0 or more."""
+    device = jax.local_devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))
+    known = re.fullmatch(r"\d+\.\d+", capability)  # AMD's are names, such as gfx942
+    fused = dtype != "float32" and known and float(capability) >= 8.0
+    return "cudnn" if fused else "plain"
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:

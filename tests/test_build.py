@@ -1,5 +1,7 @@
 """From config to objects: what a config becomes, and which configs cannot become anything."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +173,26 @@ def test_timesteps_are_fed_as_they_are_unless_rescaled():
 def test_auto_dtype_is_float32_on_a_cpu():
     assert build.model(small()).spec.dtype == "float32"
     assert build.model(small(model__dtype="bfloat16")).spec.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "capability, dtype, attention",
+    [
+        ("9.0", "bfloat16", "cudnn"),
+        ("12.0", "float16", "cudnn"),
+        ("9.0", "float32", "plain"),
+        ("7.5", "float16", "plain"),  # a T4
+        ("gfx942", "bfloat16", "plain"),  # AMD
+    ],
+)
+def test_fused_attention_is_for_gpus_that_have_it(monkeypatch, capability, dtype, attention):
+    gpu = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    assert build.model(small(model__dtype=dtype)).spec.attention == attention
+
+
+def test_attention_on_a_cpu_is_plain():
+    assert build.model(small(model__dtype="bfloat16")).spec.attention == "plain"
 
 
 def test_network_puts_out_the_shape_the_parametrization_needs():

@@ -118,7 +118,10 @@ def run_block(
             res = res_block(spec, layer.channels, next(res_index), resample, name=layer.name)
             h = res(h, embedding, dropout_keys)
         elif kind == "attention":
-            h = attention(layer.heads, spec.attention_order, dtype, name=layer.name)(h)
+            attend = attention(
+                layer.heads, spec.attention_order, dtype, spec.attention, name=layer.name
+            )
+            h = attend(h)
         elif kind == "up":
             h = upsample_nearest(h)
         elif kind == "down" and not spec.conv_resample:

@@ -11,6 +11,13 @@ from iddpm_jax.models.norm import GroupNorm, keep
 
 HEAD_ORDERS = ("heads_first", "qkv_first")
 
+ATTENTION = ("plain", "cudnn")
+"""How attention is computed: by two products and a softmax, or by cuDNN's fused kernel, which never
+writes the weights; that is for half precision on NVIDIA GPUs since Ampere."""
+
+FUSED_POSITIONS = 256
+"""Below so many positions the fused kernel is slower: benchmarks/README.md."""
+
 fan_in_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 """Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
 
@@ -110,11 +117,13 @@ class Attention(nn.Module):
         heads: number of heads, a divisor of the channels.
         order: of the channels of q, k and v, one of HEAD_ORDERS.
         dtype: type of the projections; softmax is float32.
+        attention: one of ATTENTION.
     """
 
     heads: int
     order: str = "heads_first"
     dtype: jnp.dtype = jnp.float32
+    attention: str = "plain"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -122,12 +131,12 @@ class Attention(nn.Module):
         batch, height, width, channels = x.shape
         h = GroupNorm(name="norm")(x).reshape(batch, height * width, channels)
         qkv = dense(h, 3 * channels, "qkv", dtype=self.dtype)
-        h = attend(qkv, self.heads, self.order)
+        h = attend(qkv, self.heads, self.order, self.attention)
         h = dense(h, channels, "proj", zero=True, dtype=self.dtype)
         return x + h.reshape(x.shape)
 
 
-def attend(qkv: jax.Array, heads: int, order: str) -> jax.Array:
+def attend(qkv: jax.Array, heads: int, order: str, attention: str = "plain") -> jax.Array:
     """Attention of every position to all: softmax(q k / sqrt(channels of a head)) v.
 
     Args:
@@ -135,6 +144,7 @@ def attend(qkv: jax.Array, heads: int, order: str) -> jax.Array:
             head by head, and q, k, v within a head; under "qkv_first" q of all heads comes first.
         heads: number of heads.
         order: one of HEAD_ORDERS.
+        attention: one of ATTENTION; "cudnn" falls back to "plain" for sizes that gain nothing.
 
     Returns:
         [B, N, C].
@@ -147,6 +157,9 @@ def attend(qkv: jax.Array, heads: int, order: str) -> jax.Array:
     else:
         parts = qkv.reshape(batch, length, 3, heads, size)
         q, k, v = (parts[:, :, i] for i in range(3))
+    if attention == "cudnn" and length >= FUSED_POSITIONS and size % 8 == 0 and size <= 128:
+        h = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return keep(h).reshape(batch, length, channels // 3)
     # Scaling both factors keeps half precision in range.
     root = size**-0.25
     precision = _precision(qkv.dtype)

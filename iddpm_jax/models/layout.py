@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from iddpm_jax.models.layers import HEAD_ORDERS
+from iddpm_jax.models.layers import ATTENTION, HEAD_ORDERS
 from iddpm_jax.models.norm import GROUPS
 
 REMAT = ("none", "elementwise", "blocks")
@@ -29,6 +29,7 @@ class UNetSpec:
         num_head_channels: channels of a head; where above 0 the numbers of heads follow from it.
         attention_order: how the channels of q, k and v lie in a projection; "heads_first" (improved
             diffusion) or "qkv_first" (guided diffusion's new order).
+        attention: how it is computed, one of ATTENTION; not a matter of the weights.
         num_classes: number of classes; 0 for an unconditional model.
         null_class: one class more, num_classes itself, stands for "not told" (classifier-free
             guidance).
@@ -52,6 +53,7 @@ class UNetSpec:
     num_heads_upsample: int = 0
     num_head_channels: int = 0
     attention_order: str = "heads_first"
+    attention: str = "plain"
     num_classes: int = 0
     null_class: bool = False
     super_resolution: bool = False
@@ -66,6 +68,10 @@ class UNetSpec:
         if self.num_heads < 1 or self.num_heads_upsample < 0 or self.num_head_channels < 0:
             raise ValueError(
                 "num_heads must be at least 1, num_heads_upsample and num_head_channels at least 0"
+            )
+        if self.attention not in ATTENTION:
+            raise ValueError(
+                f"attention {self.attention!r} is unknown; use one of {', '.join(ATTENTION)}"
             )
         if self.remat not in REMAT:
             raise ValueError(f"remat {self.remat!r} is unknown; use one of {', '.join(REMAT)}")

@@ -11,9 +11,9 @@ import pytest
 from golden_cases import SMALL, assert_close, cases, load, to_nchw, to_nhwc
 
 from iddpm_jax.models.layers import (
+    FUSED_POSITIONS,
     HEAD_ORDERS,
     Attention,
-    GroupNorm,
     attend,
     average_pool,
     conv3,
@@ -23,6 +23,7 @@ from iddpm_jax.models.layers import (
     upsample_bilinear,
     upsample_nearest,
 )
+from iddpm_jax.models.norm import ACTIVATIONS, GroupNorm
 
 NETWORKS = "07_unet.npz"
 EXTRAS = "09_extras.npz"
@@ -72,6 +73,39 @@ def test_group_norm_matches_float64(channels, conditioned):
     outer = (normal(4, 2, channels), normal(5, 2, channels)) if conditioned else ()
     out = GroupNorm().apply({"params": params}, x, *outer)
     np.testing.assert_allclose(out, float64_layers.group_norm(x, params, *outer), atol=2e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_group_norm_ends_with_its_activation_and_gives_all_gradients(activation):
+    x, params = normal(0, 2, 3, 3, 64), {"scale": normal(1, 64), "bias": normal(2, 64)}
+    outer, cotangent = [normal(3, 2, 64), normal(4, 2, 64)], normal(5, 2, 3, 3, 64)
+
+    def exact(x, params, outer):
+        h = float64_layers.group_norm(x, params, *outer)
+        return float64_layers.silu(h) if activation == "silu" else h
+
+    def ours(x, params, outer):
+        return GroupNorm(activation).apply({"params": params}, x, *outer)
+
+    inputs = (x, params, outer)
+    np.testing.assert_allclose(ours(*inputs), exact(*inputs), atol=2e-5)
+    gradients = jax.grad(lambda *a: jnp.sum(ours(*a) * cotangent), argnums=(0, 1, 2))(*inputs)
+    for i, (value, gradient) in enumerate(
+        zip(jax.tree.leaves(inputs), jax.tree.leaves(gradients), strict=True)
+    ):
+        direction = normal(6 + i, *value.shape)
+        ahead, behind = (
+            _moved(inputs, i, step * direction.astype(np.float64)) for step in (1e-5, -1e-5)
+        )
+        slope = np.sum(cotangent * (exact(*ahead) - exact(*behind))) / 2e-5
+        np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=2e-3, atol=2e-3)
+
+
+def _moved(inputs, i, by):
+    leaves, tree = jax.tree.flatten(inputs)
+    leaves = [leaf.astype(np.float64) for leaf in leaves]
+    leaves[i] = leaves[i] + by
+    return jax.tree.unflatten(tree, leaves)
 
 
 def test_group_norm_survives_a_large_mean():
@@ -156,6 +190,24 @@ def test_attend_takes_its_softmax_in_float32(monkeypatch):
     )
     attended = attend(jnp.ones((1, 4, 12), jnp.bfloat16), 2, "heads_first")
     assert types == [jnp.float32] and attended.dtype == jnp.bfloat16
+
+
+def test_fused_attention_is_attention_and_only_for_what_gains(monkeypatch):
+    asked = []
+    library = jax.nn.dot_product_attention
+
+    def without_gpu(q, k, v, implementation):
+        asked.append((q.shape, implementation))
+        return library(q, k, v, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_gpu)
+    for length, size in ((FUSED_POSITIONS, 8), (FUSED_POSITIONS, 4), (64, 8)):
+        qkv = 1.5 * normal(9, 2, length, 3 * 2 * size)
+        for order in HEAD_ORDERS:
+            found = attend(jnp.asarray(qkv), 2, order, "cudnn")
+            expected = float64_layers.attend(qkv.astype(np.float64), 2, order)
+            np.testing.assert_allclose(found, expected, atol=5e-6)
+    assert asked == 2 * [((2, FUSED_POSITIONS, 2, 8), "cudnn")]
 
 
 def test_orders_of_the_heads_differ_by_a_permutation_of_the_channels():
