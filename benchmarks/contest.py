@@ -153,13 +153,15 @@ def contest(
             for name, result in contest([contender], workload, rounds, least_seconds).items()
         }
     processes = {c.name: _Process(c, workload) for c in contenders}
-    first, repeats = {}, {}
+    first = {}
     if together:
         for process in processes.values():
             process.say("build")
     for name, process in processes.items():
         _say(f"{workload.kind}: building {name} ...")
         first[name] = process.answer() if together else process.ask("build")
+    repeats = {}
+    for name, process in processes.items():
         once = first[name] and process.ask("run 1")
         if once:
             repeats[name] = max(1, round(least_seconds / once["seconds"]))
