@@ -17,6 +17,7 @@ from harness import commit, load_config
 from ml_collections import ConfigDict
 
 from iddpm_jax import build
+from iddpm_jax.config import flat
 from iddpm_jax.interop.openai import official_shapes
 from iddpm_jax.models.flops import flops_per_image, training_flops_per_image
 
@@ -130,10 +131,9 @@ def _config(args: argparse.Namespace) -> ConfigDict:
 
 def _assignment(config: ConfigDict, text: str) -> tuple[str, object]:
     key, _, value = text.partition("=")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
+    if isinstance(dict(flat(config)).get(key), str):
         return key, value
+    return key, json.loads(value)
 
 
 def _random_weights(spec, folder: Path) -> Path:
