@@ -30,6 +30,7 @@ CONTENDERS = {
     "original, compiled": "contenders.original:compiled",
     "original, compiled, channels last": "contenders.original:compiled_channels_last",
     "diffusers": "contenders.diffusers_unet:eager",
+    "diffusers, channels last": "contenders.diffusers_unet:channels_last",
     "diffusers, compiled": "contenders.diffusers_unet:compiled",
     "diffusers, compiled, channels last": "contenders.diffusers_unet:compiled_channels_last",
     "ddpm-pytorch": "contenders.ddpm_pytorch:eager",

@@ -157,7 +157,8 @@ def attend(qkv: jax.Array, heads: int, order: str, attention: str = "plain") -> 
     else:
         parts = qkv.reshape(batch, length, 3, heads, size)
         q, k, v = (parts[:, :, i] for i in range(3))
-    if attention == "cudnn" and length >= FUSED_POSITIONS and size % 8 == 0 and size <= 128:
+    fits = qkv.dtype != jnp.float32 and size % 8 == 0 and size <= 128
+    if attention == "cudnn" and fits and length >= FUSED_POSITIONS:
         h = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
         return keep(h).reshape(batch, length, channels // 3)
     # Scaling both factors keeps half precision in range.

@@ -204,9 +204,9 @@ def test_fused_attention_is_attention_and_only_for_what_gains(monkeypatch):
     for length, size in ((FUSED_POSITIONS, 8), (FUSED_POSITIONS, 4), (64, 8)):
         qkv = 1.5 * normal(9, 2, length, 3 * 2 * size)
         for order in HEAD_ORDERS:
-            found = attend(jnp.asarray(qkv), 2, order, "cudnn")
+            found = attend(jnp.asarray(qkv, jnp.bfloat16), 2, order, "cudnn").astype(jnp.float32)
             expected = float64_layers.attend(qkv.astype(np.float64), 2, order)
-            np.testing.assert_allclose(found, expected, atol=5e-6)
+            np.testing.assert_allclose(found, expected, atol=0.06)  # half precision
     assert asked == 2 * [((2, FUSED_POSITIONS, 2, 8), "cudnn")]
 
 
