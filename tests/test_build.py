@@ -186,13 +186,13 @@ def test_auto_dtype_is_float32_on_a_cpu():
     ],
 )
 def test_fused_attention_is_for_gpus_that_have_it(monkeypatch, capability, dtype, attention):
-    gpu = types.SimpleNamespace(compute_capability=capability)
+    gpu = types.SimpleNamespace(platform="gpu", compute_capability=capability)
     monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
     assert build.model(small(model__dtype=dtype)).spec.attention == attention
 
 
-def test_attention_on_a_cpu_is_plain():
-    assert build.model(small(model__dtype="bfloat16")).spec.attention == "plain"
+def test_attention_on_a_cpu_goes_image_by_image():
+    assert build.model(small()).spec.attention == "by_image"
 
 
 def test_network_puts_out_the_shape_the_parametrization_needs():

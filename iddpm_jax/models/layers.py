@@ -11,12 +11,13 @@ from iddpm_jax.models.norm import GroupNorm, keep
 
 HEAD_ORDERS = ("heads_first", "qkv_first")
 
-ATTENTION = ("plain", "cudnn")
-"""How attention is computed: by two products and a softmax, or by cuDNN's fused kernel, which never
-writes the weights; that is for half precision on NVIDIA GPUs since Ampere."""
+ATTENTION = ("plain", "by_image", "cudnn")
+"""How attention is computed over many positions: for all images at once; image by image, so that
+the weights of one stay in a CPU's cache and are computed again in the backward pass; or by cuDNN's
+fused kernel, for half precision on NVIDIA GPUs since Ampere."""
 
-FUSED_POSITIONS = 256
-"""Below so many positions the fused kernel is slower: benchmarks/README.md."""
+MANY_POSITIONS = 256
+"""Below so many positions "plain" is fastest everywhere: benchmarks/README.md."""
 
 fan_in_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 """Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
@@ -144,7 +145,8 @@ def attend(qkv: jax.Array, heads: int, order: str, attention: str = "plain") -> 
             head by head, and q, k, v within a head; under "qkv_first" q of all heads comes first.
         heads: number of heads.
         order: one of HEAD_ORDERS.
-        attention: one of ATTENTION; "cudnn" falls back to "plain" for sizes that gain nothing.
+        attention: one of ATTENTION; all are "plain" below MANY_POSITIONS, and "cudnn" also for
+            heads that its kernel does not take.
 
     Returns:
         [B, N, C].
@@ -157,17 +159,25 @@ def attend(qkv: jax.Array, heads: int, order: str, attention: str = "plain") -> 
     else:
         parts = qkv.reshape(batch, length, 3, heads, size)
         q, k, v = (parts[:, :, i] for i in range(3))
-    fits = qkv.dtype != jnp.float32 and size % 8 == 0 and size <= 128
-    if attention == "cudnn" and fits and length >= FUSED_POSITIONS:
-        h = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-        return keep(h).reshape(batch, length, channels // 3)
-    # Scaling both factors keeps half precision in range.
-    root = size**-0.25
-    precision = _precision(qkv.dtype)
-    logits = jnp.einsum("bqhc,bkhc->bhqk", q * root, k * root, precision=precision)
-    weights = jax.nn.softmax(keep(logits).astype(jnp.float32), axis=-1).astype(v.dtype)
-    h = keep(jnp.einsum("bhqk,bkhc->bqhc", weights, v, precision=precision))
+    fused = qkv.dtype != jnp.float32 and size % 8 == 0 and size <= 128
+    if length < MANY_POSITIONS or attention == "plain" or (attention == "cudnn" and not fused):
+        h = _attend(q, k, v)
+    elif attention == "cudnn":
+        h = keep(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"))
+    else:
+        one = jax.checkpoint(lambda image: _attend(*image))
+        h = keep(jax.lax.map(one, (q, k, v)))
     return h.reshape(batch, length, channels // 3)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention as two products and a float32 softmax; all [..., N, heads, channels of a head]."""
+    # Scaling both factors keeps half precision in range.
+    root = q.shape[-1] ** -0.25
+    precision = _precision(q.dtype)
+    logits = jnp.einsum("...qhc,...khc->...hqk", q * root, k * root, precision=precision)
+    weights = jax.nn.softmax(keep(logits).astype(jnp.float32), axis=-1).astype(v.dtype)
+    return keep(jnp.einsum("...hqk,...khc->...qhc", weights, v, precision=precision))
 
 
 def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:

@@ -3,6 +3,7 @@
 docs/plan.md says what each number means, and its limits.
 """
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from iddpm_jax import build
 from iddpm_jax.errors import InputError
 from iddpm_jax.models.flops import flops_per_image, training_flops_per_image
 from iddpm_jax.models.layout import layout
+from iddpm_jax.models.unet import make_network
 from iddpm_jax.plan import programs, report, results
 from iddpm_jax.plan.chips import Topology, topology
 from iddpm_jax.training import parallel, runs
@@ -53,7 +55,7 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
         _check_share(config, slice_)
     compiled, mesh, scale = _compile_for(config, slice_)
     source = _source(mesh)
-    model = build.model(compiled)
+    model = _for_chip(build.model(compiled))
     state = runs.abstract_state(compiled, model, mesh)
     found = {}
     for name in names:
@@ -76,6 +78,12 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
         "advice": report.advice(config, slice_, needed, params, whole),
         "config": config.to_dict(),
     }
+
+
+def _for_chip(model: build.Model) -> build.Model:
+    """A model whose attention is not the one chosen for this machine's CPU."""
+    spec = dataclasses.replace(model.spec, attention="plain")
+    return dataclasses.replace(model, spec=spec, network=make_network(spec))
 
 
 def _check_share(config: ConfigDict, topology: Topology) -> None:
