@@ -83,8 +83,8 @@ def held(tmp_path, monkeypatch):
 
 def test_contenders_build_one_by_one_and_then_take_turns(held):
     _, log = held(["first", "second"], least_seconds=0.0)
-    units = [[name, what] for name in ("first", "second") for what in ("built", 1, 1)]
-    units += [["first", 1], ["second", 1]] * 2
+    units = [[name, what] for name in ("first", "second") for what in ("built", 1)]
+    units += [["first", 1], ["second", 1]] * 3  # the first of them is not counted
     assert log == [[*unit, "train"] for unit in units]
 
 
