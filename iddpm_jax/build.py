@@ -303,6 +303,7 @@ def _spec(
             num_head_channels=settings.num_head_channels,
             attention_order=settings.attention_order,
             attention=_attention(dtype),
+            convolution=_convolution(settings.convolution),
             num_classes=num_classes if settings.class_conditional else 0,
             null_class=settings.label_dropout > 0,
             super_resolution=settings.low_res_size > 0,
@@ -331,6 +332,12 @@ def _attention(dtype: str) -> str:
     capability = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))
     fused = dtype != "float32" and capability and float(capability[0]) >= 8.0
     return "cudnn" if fused else "plain"
+
+
+def _convolution(name: str) -> str:
+    if name != "auto":
+        return name
+    return "winograd" if jax.default_backend() == "cpu" else "plain"
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:

@@ -91,6 +91,9 @@ def base() -> ConfigDict:
     # What the backward pass computes again to save memory: "none"; "elementwise", all but products,
     # statistics and dropout masks; "blocks", all but the inputs of the blocks, a third more work
     c.model.remat = "none"
+    # How 3x3 convolutions of 128 channels and more are computed: "plain"; "winograd", by fewer
+    # products, in float32 only; or "auto": winograd on CPUs, where it is faster
+    c.model.convolution = "auto"
     # "float32", "bfloat16", "float16" (trained under a loss scale), or "auto": bfloat16 on TPU and
     # GPU, float32 on CPUs
     c.model.dtype = "auto"
@@ -258,14 +261,17 @@ FREE_ON_RESUME = (
 )
 
 # Samples and likelihoods do not ask which data the run was trained on, nor in which precision.
-FREE_ON_READING = (*FREE_ON_RESUME, "data.name", "data.labels", "model.dtype", "model.remat")
+FREE_ON_READING = (
+    *FREE_ON_RESUME,
+    *"data.name data.labels model.dtype model.remat model.convolution".split(),
+)
 
 # Converted weights that have not been trained here yet may be fine-tuned as one likes, short of
 # what would change the arrays of the train state.
 FREE_AFTER_CONVERSION = (
     *FREE_ON_RESUME,
     *"seed data.name data.labels data.random_flip data.random_crop".split(),
-    *"model.dropout model.remat loss.vlb_weight".split(),
+    *"model.dropout model.remat model.convolution loss.vlb_weight".split(),
     *"train.batch_size train.microbatches train.learning_rate train.warmup_steps".split(),
     *"train.weight_decay train.low_res_noise loss.uniform_share".split(),
 )

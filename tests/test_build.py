@@ -195,6 +195,13 @@ def test_attention_on_a_cpu_goes_image_by_image():
     assert build.model(small()).spec.attention == "by_image"
 
 
+def test_convolutions_are_winograds_on_a_cpu_and_plain_elsewhere(monkeypatch):
+    assert build.model(small()).spec.convolution == "winograd"
+    assert build.model(small(model__convolution="plain")).spec.convolution == "plain"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert build.model(small()).spec.convolution == "plain"
+
+
 def test_network_puts_out_the_shape_the_parametrization_needs():
     model = build.model(small(model__class_conditional=True))
     height, width, channels = model.image_shape

@@ -1,5 +1,6 @@
 """Blocks that the UNet and the classifier share: embedding of the condition, residual block."""
 
+import functools
 from collections.abc import Iterator
 
 import flax.linen as nn
@@ -51,7 +52,8 @@ class ResBlock(nn.Module):
         if self.resample:
             resample = average_pool if self.resample == "down" else upsample_nearest
             h, x = resample(h), resample(x)
-        h = conv3(h, self.channels, "conv_in", dtype=dtype)
+        conv = functools.partial(conv3, dtype=dtype, convolution=spec.convolution)
+        h = conv(h, self.channels, "conv_in")
 
         norm_out = GroupNorm("silu", name="norm_out")
         if spec.scale_shift_norm:
@@ -63,7 +65,7 @@ class ResBlock(nn.Module):
         if dropout_keys is not None:
             dropout_keys = jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys)
         h = dropout(h, dropout_keys, spec.dropout)
-        h = conv3(h, self.channels, "conv_out", zero=True, dtype=dtype)
+        h = conv(h, self.channels, "conv_out", zero=True)
 
         if x.shape[-1] != self.channels:
             x = dense(x, self.channels, "skip", dtype=dtype)
@@ -133,7 +135,8 @@ def run_block(
             stride = 2 if kind == "down" else 1
             # Half precision would round away the little noise that images at small t have.
             exact = jnp.float32 if kind == "conv" else dtype
-            h = conv3(h, layer.channels, layer.name, stride=stride, dtype=exact).astype(dtype)
+            conv = functools.partial(conv3, dtype=exact, convolution=spec.convolution)
+            h = conv(h, layer.channels, layer.name, stride=stride).astype(dtype)
     return h
 
 

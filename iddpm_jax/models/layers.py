@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 
+from iddpm_jax.models import winograd
 from iddpm_jax.models.norm import GroupNorm, keep
 
 HEAD_ORDERS = ("heads_first", "qkv_first")
@@ -18,6 +19,14 @@ fused kernel, for half precision on NVIDIA GPUs since Ampere."""
 
 MANY_POSITIONS = 256
 """Below so many positions "plain" is fastest everywhere: benchmarks/README.md."""
+
+CONVOLUTIONS = ("plain", "winograd")
+"""How 3x3 convolutions are computed: as XLA does, or, in float32 at stride 1 and where it is faster
+on CPUs, by Winograd's products (models/winograd.py)."""
+
+WINOGRAD_CHANNELS = 128
+WINOGRAD_PIXELS = 256
+"""Fewer channels, in or out, or pixels of an image are left to XLA: benchmarks/README.md."""
 
 fan_in_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 """Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
@@ -43,6 +52,7 @@ def conv3(
     stride: int = 1,
     zero: bool = False,
     dtype: jnp.dtype = jnp.float32,
+    convolution: str = "plain",
 ) -> jax.Array:
     """3x3 convolution with one pixel of zero padding on every side, also at stride 2.
 
@@ -53,22 +63,38 @@ def conv3(
         stride: 1 or 2. "SAME" padding would differ at stride 2.
         zero: initialise weight and bias to zero.
         dtype: type of the computation.
+        convolution: one of CONVOLUTIONS.
 
     Returns:
         [B, ceil(H / stride), ceil(W / stride), features].
     """
+    height, width, channels = x.shape[1:]
+    fast = (
+        convolution == "winograd"
+        and dtype == jnp.float32
+        and stride == 1
+        and height % 2 == width % 2 == 0
+        and height * width >= WINOGRAD_PIXELS
+        and min(channels, features) >= WINOGRAD_CHANNELS
+    )
     conv = nn.Conv(
         features,
         (3, 3),
         strides=(stride, stride),
         padding=((1, 1), (1, 1)),
         kernel_init=zeros if zero else fan_in_uniform,
-        bias_init=zeros if zero else _bias_init(9 * x.shape[-1]),
+        bias_init=zeros if zero else _bias_init(9 * channels),
         dtype=dtype,
         precision=_precision(dtype),
+        conv_general_dilated=_winograd if fast else None,
         name=name,
     )
     return keep(conv(x))
+
+
+def _winograd(x: jax.Array, w: jax.Array, *_args, **_kwargs) -> jax.Array:
+    """In place of lax.conv_general_dilated, whose other arguments are fixed here."""
+    return winograd.convolve(x, w)
 
 
 def dense(

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from iddpm_jax.models.layers import ATTENTION, HEAD_ORDERS
+from iddpm_jax.models.layers import ATTENTION, CONVOLUTIONS, HEAD_ORDERS
 from iddpm_jax.models.norm import GROUPS
 
 REMAT = ("none", "elementwise", "blocks")
@@ -30,6 +30,7 @@ class UNetSpec:
         attention_order: how the channels of q, k and v lie in a projection; "heads_first" (improved
             diffusion) or "qkv_first" (guided diffusion's new order).
         attention: how it is computed, one of ATTENTION; not a matter of the weights.
+        convolution: how 3x3 ones are computed, one of CONVOLUTIONS; not a matter of the weights.
         num_classes: number of classes; 0 for an unconditional model.
         null_class: one class more, num_classes itself, stands for "not told" (classifier-free
             guidance).
@@ -54,6 +55,7 @@ class UNetSpec:
     num_head_channels: int = 0
     attention_order: str = "heads_first"
     attention: str = "plain"
+    convolution: str = "plain"
     num_classes: int = 0
     null_class: bool = False
     super_resolution: bool = False
@@ -75,6 +77,10 @@ class UNetSpec:
             )
         if self.remat not in REMAT:
             raise ValueError(f"remat {self.remat!r} is unknown; use one of {', '.join(REMAT)}")
+        if self.convolution not in CONVOLUTIONS:
+            raise ValueError(
+                f"convolution {self.convolution!r} is unknown; use one of {', '.join(CONVOLUTIONS)}"
+            )
         if self.attention_order not in HEAD_ORDERS:
             raise ValueError(
                 f"attention_order {self.attention_order!r} is unknown; "

@@ -81,8 +81,8 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
 
 
 def _for_chip(model: build.Model) -> build.Model:
-    """A model whose attention is not the one chosen for this machine's CPU."""
-    spec = dataclasses.replace(model.spec, attention="plain")
+    """A model without the forms chosen for this machine's CPU."""
+    spec = dataclasses.replace(model.spec, attention="plain", convolution="plain")
     return dataclasses.replace(model, spec=spec, network=make_network(spec))
 
 
