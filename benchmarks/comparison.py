@@ -177,6 +177,7 @@ def _circumstances() -> dict:
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
+        "preloaded": Path(os.environ.get("LD_PRELOAD", "")).name,
         "device": f"{device.device_kind} {platform.machine()}, {cores} cores",
         "versions": {p: metadata.version(p) for p in packages if p in installed},
     }
@@ -209,9 +210,9 @@ def table(record: dict) -> str:
 
 
 def _keep(kind: str, record: dict) -> None:
-    """Put a record into results/KIND.json, in place of one of the same work on the same device."""
+    """Put a record into results/KIND.json, in place of one of the same work in the same place."""
     path = FOLDER / "results" / f"{kind}.json"
     records = json.loads(path.read_text()) if path.exists() else []
-    same = ("config", "set", "dtype", "batch_size", "device")
-    records = [r for r in records if any(r[key] != record[key] for key in same)]
+    same = ("config", "set", "dtype", "batch_size", "device", "preloaded")
+    records = [r for r in records if any(r.get(key, "") != record[key] for key in same)]
     path.write_text(json.dumps([*records, record], indent=1) + "\n")
