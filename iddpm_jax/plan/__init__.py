@@ -17,6 +17,7 @@ from iddpm_jax.models.layout import layout
 from iddpm_jax.models.unet import make_network
 from iddpm_jax.plan import programs, report, results
 from iddpm_jax.plan.chips import Topology, topology
+from iddpm_jax.plan.traffic import training_bytes
 from iddpm_jax.training import parallel, runs
 
 __all__ = ["plan", "report", "topology"]
@@ -63,13 +64,19 @@ def plan(config: ConfigDict, slice_: Topology, part: str, cache: Path) -> dict:
         key = results.key(config, name, slice_.name, source)
         program = make(compiled, model, mesh, state)
         found[name] = _costs(program, slice_, cache, key, model, scale)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    if "train" in found:
+        step, averages = found["train"], len(config.train.ema_rates)
+        images = step["images"] // slice_.devices
+        by_hand = training_bytes(model.spec, model.image_shape, images, parameters, averages)
+        step["hand_bytes"] = by_hand
     whole = programs.bytes_per_device(state)
     params = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
     needed = report.needed(found["train"]) if "train" in found else 0
     return {
         "name": f"{config.data.name} {'x'.join(map(str, model.image_shape))}",
         "topology": slice_.name,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "parameters": parameters,
         "dtype": config.model.dtype,
         "state_bytes": whole,
         "source": source,

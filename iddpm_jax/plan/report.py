@@ -170,6 +170,8 @@ def _column(program: dict, topology: Topology) -> dict[str, str]:
     cells["bytes accessed"] = f"{_number(program['bytes'])}B"
     cells["  by operations"] = f"{_number(program['operation_bytes'])}B"
     cells["  through HBM"] = f"{_number(program['hbm_bytes'])}B"
+    if "hand_bytes" in program:
+        cells["  by hand, least"] = f"{_number(sum(program['hand_bytes'].values()))}B"
     cells["collectives"] = _collectives(program["collectives"])
     cells["memory"] = f"{needed(program) / GIB:.2f} {room}: {verdict}"
     for use, size in program["memory"].items():

@@ -14,6 +14,7 @@ from tiny_config import tiny
 from iddpm_jax import build, main, plan, runtime
 from iddpm_jax.errors import InputError
 from iddpm_jax.plan import programs, results
+from iddpm_jax.plan.traffic import training_bytes
 from iddpm_jax.training import parallel, runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -119,10 +120,19 @@ def test_a_chip_draws_its_own_batch_on_any_slice(without_libtpu, tmp_path, monke
     numbers = dict.fromkeys(("flops", "bytes", "operation_bytes", "hbm_bytes", "seconds"), 1.0)
     numbers |= {"collectives": [], "memory": memory}
     monkeypatch.setattr(programs, "measure", lambda *_: numbers)
+    model = build.model(tiny(model__dtype="bfloat16"))
+    parameters = plan.plan(tiny(), plan.topology("v5e:1x1"), "train", tmp_path)["parameters"]
+    averages = len(tiny().train.ema_rates)
+    by_hand = training_bytes(model.spec, model.image_shape, 16, parameters, averages)
     for name, chips in (("v5e:2x2", 4), ("v5e:4x4", 16)):
         found = plan.plan(tiny(sample__batch_size=6), plan.topology(name), "all", tmp_path)
         assert found["programs"]["sample"]["images"] == 6 * chips
-        assert found["programs"]["train"]["images"] == 16
+        step = found["programs"]["train"]
+        assert step["images"] == 16
+        # Activations are those of a chip's images; every chip has all parameters.
+        assert step["hand_bytes"]["forward"] * chips == by_hand["forward"]
+        assert step["hand_bytes"]["parameters"] == by_hand["parameters"]
+        assert "by hand, least" in plan.report.text(found, plan.topology(name))
 
 
 def test_a_step_that_does_not_fit_comes_with_advice(without_libtpu, tmp_path, monkeypatch):
