@@ -257,21 +257,19 @@ _READING = ("data.corrupt", "data.tfds_dir", "data.num_threads", "data.prefetch_
 FREE_ON_RESUME = (
     *"sample. nll. fid. gradients. train.steps train.keep_ train.evaluate_ train.fsdp".split(),
     "train.hang_seconds",
+    "model.convolution",
     *_READING,
 )
 
 # Samples and likelihoods do not ask which data the run was trained on, nor in which precision.
-FREE_ON_READING = (
-    *FREE_ON_RESUME,
-    *"data.name data.labels model.dtype model.remat model.convolution".split(),
-)
+FREE_ON_READING = (*FREE_ON_RESUME, "data.name", "data.labels", "model.dtype", "model.remat")
 
 # Converted weights that have not been trained here yet may be fine-tuned as one likes, short of
 # what would change the arrays of the train state.
 FREE_AFTER_CONVERSION = (
     *FREE_ON_RESUME,
     *"seed data.name data.labels data.random_flip data.random_crop".split(),
-    *"model.dropout model.remat model.convolution loss.vlb_weight".split(),
+    *"model.dropout model.remat loss.vlb_weight".split(),
     *"train.batch_size train.microbatches train.learning_rate train.warmup_steps".split(),
     *"train.weight_decay train.low_res_noise loss.uniform_share".split(),
 )

@@ -372,7 +372,7 @@ FREE = [
         "train.steps train.fsdp train.hang_seconds train.keep_checkpoints train.log_every_steps "
         "train.sample_every_steps train.checkpoint_every_steps train.keep_best "
         "train.keep_every_steps train.evaluate_every_steps train.evaluate_images data.corrupt "
-        "data.tfds_dir data.num_threads data.prefetch_batches"
+        "data.tfds_dir data.num_threads data.prefetch_batches model.convolution"
     ).split()
 ]
 
