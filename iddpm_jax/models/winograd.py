@@ -53,7 +53,6 @@ def _tiles(x: jax.Array) -> jax.Array:
     """B^T x B of all tiles: [B, H, W, C] -> [16, tiles, C]."""
     height, width, channels = x.shape[1:]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
     columns = jnp.stack(_sums(lambda j: x[:, :, j : j + width - 1 : 2]))
     tiles = jnp.stack(_sums(lambda i: columns[:, :, i : i + height - 1 : 2]))
     return tiles.reshape(16, -1, channels)
