@@ -337,7 +337,7 @@ def _attention(dtype: str) -> str:
 def _convolution(name: str) -> str:
     if name != "auto":
         return name
-    return "winograd" if jax.default_backend() == "cpu" else "plain"
+    return "cpu" if jax.default_backend() == "cpu" else "plain"
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:

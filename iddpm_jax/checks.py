@@ -12,7 +12,7 @@ _CHOICES = {
     "loss.timesteps": ("uniform", "importance"),
     "model.attention_order": ("heads_first", "qkv_first"),
     "model.remat": ("none", "elementwise", "blocks"),
-    "model.convolution": ("auto", "plain", "winograd"),
+    "model.convolution": ("auto", "plain", "cpu"),
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "train.learning_rate_decay": ("constant", "linear"),
     "sample.sampler": ("ancestral", "ddim"),

@@ -91,8 +91,8 @@ def base() -> ConfigDict:
     # What the backward pass computes again to save memory: "none"; "elementwise", all but products,
     # statistics and dropout masks; "blocks", all but the inputs of the blocks, a third more work
     c.model.remat = "none"
-    # How 3x3 convolutions of 128 channels and more are computed: "plain"; "winograd", by fewer
-    # products, in float32 only; or "auto": winograd on CPUs, where it is faster
+    # How 3x3 convolutions are computed: "plain", as XLA does; "cpu", in float32 with gradients
+    # that CPUs compute faster, and from 128 channels on by fewer products; or "auto": "cpu" on CPUs
     c.model.convolution = "auto"
     # "float32", "bfloat16", "float16" (trained under a loss scale), or "auto": bfloat16 on TPU and
     # GPU, float32 on CPUs

@@ -195,8 +195,8 @@ def test_attention_on_a_cpu_goes_image_by_image():
     assert build.model(small()).spec.attention == "by_image"
 
 
-def test_convolutions_are_winograds_on_a_cpu_and_plain_elsewhere(monkeypatch):
-    assert build.model(small()).spec.convolution == "winograd"
+def test_convolutions_have_forms_of_their_own_on_a_cpu_and_plain_elsewhere(monkeypatch):
+    assert build.model(small()).spec.convolution == "cpu"
     assert build.model(small(model__convolution="plain")).spec.convolution == "plain"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert build.model(small()).spec.convolution == "plain"

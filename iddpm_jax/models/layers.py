@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 
 from iddpm_jax.models import winograd
+from iddpm_jax.models.convolution import convolve
 from iddpm_jax.models.norm import GroupNorm, keep
 
 HEAD_ORDERS = ("heads_first", "qkv_first")
@@ -20,13 +21,14 @@ fused kernel, for half precision on NVIDIA GPUs since Ampere."""
 MANY_POSITIONS = 256
 """Below so many positions "plain" is fastest everywhere: benchmarks/README.md."""
 
-CONVOLUTIONS = ("plain", "winograd")
-"""How 3x3 convolutions are computed: as XLA does, or, in float32 at stride 1 and where it is faster
-on CPUs, by Winograd's products (models/winograd.py)."""
+CONVOLUTIONS = ("plain", "cpu")
+"""How 3x3 convolutions are computed: as XLA does; or, in float32, for CPUs: in wide layers by
+Winograd's products (winograd.py), elsewhere with gradients of our own (convolution.py)."""
 
 WINOGRAD_CHANNELS = 128
 WINOGRAD_PIXELS = 256
-"""Fewer channels, in or out, or pixels of an image are left to XLA: benchmarks/README.md."""
+"""With fewer channels, in or out, or pixels of an image Winograd's products are not faster:
+benchmarks/README.md."""
 
 fan_in_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 """Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
@@ -68,15 +70,10 @@ def conv3(
     Returns:
         [B, ceil(H / stride), ceil(W / stride), features].
     """
-    height, width, channels = x.shape[1:]
-    fast = (
-        convolution == "winograd"
-        and dtype == jnp.float32
-        and stride == 1
-        and height % 2 == width % 2 == 0
-        and height * width >= WINOGRAD_PIXELS
-        and min(channels, features) >= WINOGRAD_CHANNELS
-    )
+    channels = x.shape[-1]
+    own = None
+    if convolution == "cpu" and dtype == jnp.float32:
+        own = _winograd if _is_wide(x, features, stride) else _convolve
     conv = nn.Conv(
         features,
         (3, 3),
@@ -86,15 +83,30 @@ def conv3(
         bias_init=zeros if zero else _bias_init(9 * channels),
         dtype=dtype,
         precision=_precision(dtype),
-        conv_general_dilated=_winograd if fast else None,
+        conv_general_dilated=own,
         name=name,
     )
     return keep(conv(x))
 
 
+def _is_wide(x: jax.Array, features: int, stride: int) -> bool:
+    height, width, channels = x.shape[1:]
+    return (
+        stride == 1
+        and height % 2 == width % 2 == 0
+        and height * width >= WINOGRAD_PIXELS
+        and min(channels, features) >= WINOGRAD_CHANNELS
+    )
+
+
 def _winograd(x: jax.Array, w: jax.Array, *_args, **_kwargs) -> jax.Array:
     """In place of lax.conv_general_dilated, whose other arguments are fixed here."""
     return winograd.convolve(x, w)
+
+
+def _convolve(x: jax.Array, w: jax.Array, strides: tuple, *_args, **_kwargs) -> jax.Array:
+    """The same, for any stride."""
+    return convolve(x, w, strides[0])
 
 
 def dense(
