@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 
 from iddpm_jax.models import winograd
+from iddpm_jax.models.attention import attend_by_image
 from iddpm_jax.models.convolution import convolve
 from iddpm_jax.models.norm import GroupNorm, keep
 
 HEAD_ORDERS = ("heads_first", "qkv_first")
 
 ATTENTION = ("plain", "by_image", "cudnn")
-"""How attention is computed over many positions: for all images at once; image by image, so that
-the weights of one stay in a CPU's cache and are computed again in the backward pass; or by cuDNN's
-fused kernel, for half precision on NVIDIA GPUs since Ampere."""
+"""How attention is computed over many positions: for all images at once; image by image
+(attention.py); or by cuDNN's fused kernel, for half precision on NVIDIA GPUs since Ampere."""
 
 MANY_POSITIONS = 256
 """Below so many positions "plain" is fastest everywhere: benchmarks/README.md."""
@@ -203,8 +203,8 @@ def attend(qkv: jax.Array, heads: int, order: str, attention: str = "plain") -> 
     elif attention == "cudnn":
         h = keep(jax.nn.dot_product_attention(q, k, v, implementation="cudnn"))
     else:
-        one = jax.checkpoint(lambda image: _attend(*image))
-        h = keep(jax.lax.map(one, (q, k, v)))
+        root = size**-0.25
+        h = keep(attend_by_image(q * root, k * root, v))
     return h.reshape(batch, length, channels // 3)
 
 
