@@ -103,8 +103,7 @@ def base() -> ConfigDict:
     c.train.batch_size = 128  # images per optimizer step, over all devices; paper: 128
     c.train.microbatches = 1  # parts that a device takes its share in, one after the other
     # Optimizer steps in one call of the compiled program, for accelerators whose step is shorter
-    # than the host's part of it; train.steps and every ..._every_steps are multiples of it. CPUs
-    # are slow at loops around a step: leave it at 1 there
+    # than the host's part of it; train.steps and every ..._every_steps are multiples of it
     c.train.steps_per_dispatch = 1
     # Devices that hold one copy of parameters, averages and optimizer state between them; 1: every
     # device holds all of it
