@@ -10,7 +10,7 @@ from iddpm_jax.models import convolution
 from iddpm_jax.models.convolution import convolve
 
 SHAPES = [
-    (1, (6, 8), 6),  # batch; height, width; images that are summed at once
+    (1, (6, 8), 6),  # stride; height, width; images that are summed at once
     (1, (7, 5), 6),
     (2, (8, 6), 6),
     (2, (7, 6), 6),
