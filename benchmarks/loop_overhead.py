@@ -1,23 +1,24 @@
 """What the host adds to a training step: the loop with data, logging and bar against the bare step.
 
 python benchmarks/loop_overhead.py [--config configs/digits.py] [--steps 40] [--rounds 7]
-                                   [--dispatch 1 10]
+                                   [--dispatch 1 10] [--resident]
 
 Four things take turns: the compiled step alone, always on one batch; the loop on that batch, so
 without reading; the loop as it is; and the loop with a step that does nothing, which shows all that
 the host does, whether or not it falls into the time of a step. --dispatch: how many steps a call
-has (train.steps_per_dispatch). All ratios are to the first bare call's; CPUs are slow at several.
+has (train.steps_per_dispatch). --resident: the same again with the split kept on the devices
+(data.resident). All ratios are to the first bare call's.
 """
 
 import argparse
 import functools
+import itertools
 import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from harness import in_turns, load_config, ratio, report
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -25,8 +26,9 @@ from ml_collections import ConfigDict
 from iddpm_jax import build, runtime
 from iddpm_jax.training import loop, runs
 from iddpm_jax.training.checkpoint import Checkpoints
+from iddpm_jax.training.feed import Feed, open_feed
 from iddpm_jax.training.metrics import Reporter
-from iddpm_jax.training.parallel import batches_sharding, make_mesh, share_to_devices
+from iddpm_jax.training.parallel import make_mesh
 from iddpm_jax.training.state import TrainState
 from iddpm_jax.training.stopping import StopRequest
 from iddpm_jax.training.watchdog import Watchdog
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="steps per timing")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dispatch", type=int, nargs="+", default=[1], help="steps in a call")
+    parser.add_argument("--resident", action="store_true", help="also with data.resident")
     args = parser.parse_args()
     if any(args.steps % k for k in args.dispatch):
         parser.error("--steps must be a multiple of each --dispatch")
@@ -49,20 +52,19 @@ def main() -> None:
     config.train.checkpoint_every_steps, config.train.sample_every_steps = 10**9, 0
     config.train.learning_rate_decay = "constant"
     model, mesh = build.model(config), make_mesh()
-    source = build.load_data(config, model, "train")
-    batch = next(build.training_batches(config, source))
-
     functions: dict[str, Callable] = {}
     with tempfile.TemporaryDirectory() as folder, StopRequest() as stop:
-        for k in args.dispatch:
+        for k, resident in itertools.product(args.dispatch, [False, True][: 1 + args.resident]):
             settings = config.copy_and_resolve_references()
-            settings.train.steps_per_dispatch = k
-            timed = Timed(settings, model, mesh, batch, args.steps, Path(folder), stop)
-            functions[f"step {k}"] = timed.bare
-            functions[f"loop {k}, one batch"] = functools.partial(timed.loop, Again(batch))
-            reading = build.training_batches(settings, source)
-            functions[f"loop {k}"] = functools.partial(timed.loop, reading)
-            functions[f"host {k}"] = functools.partial(timed.loop, reading, timed.idle)
+            settings.train.steps_per_dispatch, settings.data.resident = k, resident
+            feed = open_feed(settings, model, mesh)
+            timed = Timed(settings, model, mesh, feed, args.steps, Path(folder), stop)
+            what = f"{k}, resident" if resident else str(k)
+            functions[f"step {what}"] = timed.bare
+            functions[f"loop {what}"] = functools.partial(timed.loop, feed)
+            functions[f"host {what}"] = functools.partial(timed.loop, feed, timed.idle)
+            if not resident:
+                functions[f"loop {k}, one batch"] = functools.partial(timed.loop, timed.again)
         seconds = in_turns(functions, args.rounds)
     base = f"step {args.dispatch[0]}"
     numbers = {"step_ms": round(1e3 * statistics.median(seconds[base]) / args.steps, 2)}
@@ -84,46 +86,40 @@ class Timed:
         config: ConfigDict,
         model: build.Model,
         mesh: Mesh,
-        batch: dict[str, np.ndarray],
+        feed: Feed,
         steps: int,
         folder: Path,
         stop: StopRequest,
     ):
-        self._config, self._mesh, self._steps, self._stop = config, mesh, steps, stop
-        self._folder = folder
-        k = config.train.steps_per_dispatch
-        sharding = batches_sharding(mesh) if k > 1 else None
-        if k > 1:
-            batch = jax.tree.map(lambda a: np.stack([a] * k), batch)
-        self._batch = share_to_devices(mesh, batch, sharding)
+        self._config, self._steps, self._stop, self._folder = config, steps, stop, folder
+        self.again = Again(next(feed))
         self._state = runs.new_state(config, model, mesh)()
         step = runs.dispatch_function(config, model, mesh)
-        self._call = step.lower(self._state, self._batch).compile()
-        self._state, self._metrics = self._call(self._state, self._batch)
+        self._call = step.lower(self._state, feed.like).compile()
+        self._state, self._metrics = self._call(self._state, next(self.again))
         self._copied = jax.jit(lambda metrics: jax.tree.map(lambda a: a + 0, metrics))
 
     def bare(self) -> jax.Array:
         """The compiled program alone, on one batch."""
         for _ in range(self._steps // self._config.train.steps_per_dispatch):
-            self._state, metrics = self._call(self._state, self._batch)
+            self._state, metrics = self._call(self._state, next(self.again))
         return metrics["loss"]
 
     def idle(self, state: TrainState, _: dict) -> tuple[TrainState, dict]:
         """In place of the compiled program: no step, but metrics that have to be fetched."""
         return state, self._copied(self._metrics)
 
-    def loop(self, batches: object, call: Callable | None = None) -> jax.Array:
-        """The loop, on batches from an iterator with a position."""
+    def loop(self, feed: Feed, call: Callable | None = None) -> jax.Array:
+        """The loop, on what a feed gives."""
         train, start = self._config.train, int(self._state.step)
         train.steps = start + self._steps
         report_as = (start, train.steps, train.batch_size, train.log_every_steps)
         with Reporter(self._folder, *report_as) as reporter:
             self._state = loop.run_steps(
                 self._config,
-                self._mesh,
                 call or self._call,
                 self._state,
-                batches,
+                feed,
                 NoCheckpoints(),
                 reporter,
                 None,
@@ -134,12 +130,12 @@ class Timed:
 
 
 class Again:
-    """One batch for ever, with the position of an iterator of grain."""
+    """One batch, already on the devices, for ever."""
 
-    def __init__(self, batch: dict[str, np.ndarray]):
+    def __init__(self, batch: dict[str, jax.Array]):
         self._batch = batch
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> dict[str, jax.Array]:
         return self._batch
 
     def get_state(self) -> dict:

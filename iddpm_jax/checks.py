@@ -123,6 +123,11 @@ def _check_together(config: ConfigDict) -> None:
             f"data.image_shape is {tuple(shape)}; give height, width and channels, such as "
             "(32, 32, 3), or () for the data's own"
         )
+    if config.data.resident and config.data.random_crop:
+        raise InputError(
+            "data.resident keeps pictures at the size that is trained on, and data.random_crop "
+            "cuts larger ones; leave out one of them"
+        )
     if not 0 <= config.sample.skip < 1:
         raise InputError(
             f"sample.skip is {config.sample.skip}; it must be at least 0 and below 1, the share of "

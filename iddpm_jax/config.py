@@ -46,6 +46,9 @@ def base() -> ConfigDict:
     c.data.labels = "auto"
     c.data.corrupt = "fail"  # a file that is no picture: "fail", or "skip" to take the next one
     c.data.tfds_dir = ""  # folder of TFDS data sets; "": $TFDS_DATA_DIR or ~/tensorflow_datasets
+    # Keep the training split on every device: each step draws its own images and flips there, in an
+    # order of its own. For small pictures on accelerators; without random crops
+    c.data.resident = False
     c.data.num_threads = 2  # that read pictures, a batch each; about as many as cores
     c.data.prefetch_batches = 8  # batches read ahead, in memory
 
@@ -267,7 +270,7 @@ FREE_ON_READING = (*FREE_ON_RESUME, "data.name", "data.labels", "model.dtype", "
 # what would change the arrays of the train state.
 FREE_AFTER_CONVERSION = (
     *FREE_ON_RESUME,
-    *"seed data.name data.labels data.random_flip data.random_crop".split(),
+    *"seed data.name data.labels data.random_flip data.random_crop data.resident".split(),
     *"model.dropout model.remat loss.vlb_weight".split(),
     *"train.batch_size train.microbatches train.learning_rate train.warmup_steps".split(),
     *"train.weight_decay train.low_res_noise loss.uniform_share".split(),

@@ -45,6 +45,9 @@ def inspect(config: ConfigDict, folder: Path, seconds: float | None = None) -> I
     yield from _split_lines("train", source, seconds)
     rate, batch = _input(config, source, seconds)
     yield f"input pipeline: {rate:,.0f} images/s ({config.data.num_threads} threads)"
+    if config.data.resident:
+        size = len(source) * np.prod(model.image_shape) / 2**20
+        yield f"  not used in training: the split stays on every device ({size:,.1f} MiB)"
     path = folder / "training.png"
     write_png(path, labelled(_pairs(batch["image"], model), batch["label"], source.class_names))
     yield f"as training sees them: {path}"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -24,16 +23,10 @@ from iddpm_jax.errors import DivergedError, InputError
 from iddpm_jax.models.layout import layout
 from iddpm_jax.training import loss_scale
 from iddpm_jax.training.checkpoint import Checkpoints
+from iddpm_jax.training.feed import Feed, open_feed
 from iddpm_jax.training.finetune import start_from
 from iddpm_jax.training.metrics import Reporter
-from iddpm_jax.training.parallel import (
-    batch_sharding,
-    batches_sharding,
-    check_batch,
-    check_processes,
-    is_main_process,
-    share_to_devices,
-)
+from iddpm_jax.training.parallel import check_batch, check_processes, is_main_process
 from iddpm_jax.training.runs import dispatch_function, new_state, restore
 from iddpm_jax.training.state import Params, TrainState
 from iddpm_jax.training.stopping import StopRequest
@@ -85,8 +78,7 @@ def train(
     settings = config.train
     check_batch(mesh, settings.batch_size, settings.microbatches)
     check_processes(config.to_json())
-    source = build.load_data(config, model, "train")
-    batches = build.training_batches(config, source, jax.process_index(), jax.process_count())
+    feed = open_feed(config, model, mesh)
     kept = (settings.keep_checkpoints, settings.keep_best, settings.keep_every_steps)
     with Checkpoints(workdir / "checkpoints", *kept) as checkpoints:
         if checkpoints.latest is None:
@@ -97,7 +89,7 @@ def train(
         else:
             state, position = restore(config, model, mesh, checkpoints)
             if position is not None:  # converted weights have seen no data here
-                batches.set_state(position)
+                feed.set_state(position)
             print(f"continuing from step {checkpoints.latest}")
         start = int(state.step)
         if start >= settings.steps:
@@ -109,7 +101,7 @@ def train(
                 f"the {start} steps that were taken; change it"
             )
         _describe(config, model, mesh, state)
-        step = _compiled(dispatch_function(config, model, mesh), state, config, model, mesh)
+        step = _compiled(dispatch_function(config, model, mesh), state, feed, model)
         report = (start, settings.steps, settings.batch_size, settings.log_every_steps)
         with (
             Reporter(workdir if is_main_process() else None, *report) as reporter,
@@ -117,16 +109,15 @@ def train(
             Watchdog(settings.hang_seconds) as watchdog,
         ):
             return run_steps(
-                config, mesh, step, state, batches, checkpoints, reporter, hooks, stop, watchdog
+                config, step, state, feed, checkpoints, reporter, hooks, stop, watchdog
             )
 
 
 def run_steps(
     config: ConfigDict,
-    mesh: Mesh,
     step: Callable,
     state: TrainState,
-    batches: grain.DatasetIterator,
+    feed: Feed,
     checkpoints: Checkpoints,
     reporter: Reporter,
     hooks: Hooks,
@@ -137,10 +128,9 @@ def run_steps(
 
     Args:
         config: of the run; train.steps says where to end.
-        mesh: devices that share each batch.
         step: compiled, of runs.dispatch_function.
         state: donated to the first step.
-        batches: data iterator, at the position of the state.
+        feed: at the position of the state.
         checkpoints: to save to.
         reporter: is told of every step.
         hooks: samples and bits/dim on the way.
@@ -166,9 +156,9 @@ def run_steps(
         checkpoints.save(step, state, position, config.to_dict(), metric=metric)
 
     def next_share(step: int) -> dict[str, jax.Array]:
-        begin, position = time.monotonic(), batches.get_state()
+        begin, position = time.monotonic(), feed.get_state()
         try:
-            shares = [next(batches) for _ in range(at_once)]
+            share = next(feed)
         except InputError:
             if jax.process_count() == 1 and in_flight:  # the others would not save with this one
                 report_down_to(0)
@@ -176,10 +166,7 @@ def run_steps(
             raise
         if not in_flight or in_flight[-1][1]["loss"].is_ready():
             reporter.waited(time.monotonic() - begin)  # with no step left to work on
-        if at_once == 1:
-            return share_to_devices(mesh, shares[0])
-        stacked = jax.tree.map(lambda *parts: np.stack(parts), *shares)
-        return share_to_devices(mesh, stacked, batches_sharding(mesh))
+        return share
 
     @contextlib.contextmanager
     def aside() -> Iterator[None]:
@@ -213,7 +200,7 @@ def run_steps(
         report_down_to(0)
         with aside():
             if store:
-                save(now, batches.get_state(), bits_per_dim)
+                save(now, feed.get_state(), bits_per_dim)
             if show and stopping is None:
                 weights = state.weights(config.sample.ema_rate)
                 reporter.image(now, "samples", hooks.preview(weights, now))
@@ -269,22 +256,13 @@ def _describe(config: ConfigDict, model: build.Model, mesh: Mesh, state: TrainSt
     )
 
 
-def _compiled(
-    step: Callable, state: TrainState, config: ConfigDict, model: build.Model, mesh: Mesh
-) -> Callable:
+def _compiled(step: Callable, state: TrainState, feed: Feed, model: build.Model) -> Callable:
     """Compile for the shapes at hand, saying so."""
-    lead, sharding = (config.train.batch_size,), batch_sharding(mesh)
-    if config.train.steps_per_dispatch > 1:
-        lead, sharding = (config.train.steps_per_dispatch, *lead), batches_sharding(mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct((*lead, *model.image_shape), np.uint8, sharding=sharding),
-        "label": jax.ShapeDtypeStruct(lead, np.int32, sharding=sharding),
-    }
     plan = layout(model.spec)
     layers = sum(len(block) for block in [*plan.encoder, plan.middle, *plan.decoder])
     seconds = COMPILE_SECONDS_PER_LAYER * layers
     print(f"compiling, about {seconds:.0f} s, less from the cache ...", end=" ", flush=True)
     begin = time.monotonic()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(state, feed.like).compile()
     print(f"done in {time.monotonic() - begin:.0f} s")
     return compiled

@@ -15,9 +15,15 @@ from iddpm_jax.diffusion import importance
 from iddpm_jax.errors import InputError
 from iddpm_jax.training import loss_scale
 from iddpm_jax.training.checkpoint import Checkpoints
+from iddpm_jax.training.feed import drawing
 from iddpm_jax.training.parallel import fsdp_sharding, make_mesh, replicated
 from iddpm_jax.training.state import TrainState, init_state
-from iddpm_jax.training.step import StepSettings, make_train_step, several_steps
+from iddpm_jax.training.step import (
+    StepSettings,
+    make_train_step,
+    several_steps,
+    steps_on_split,
+)
 
 
 def _init(config: ConfigDict, model: build.Model) -> Callable[[], TrainState]:
@@ -186,8 +192,14 @@ def step_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callabl
 
 
 def dispatch_function(config: ConfigDict, model: build.Model, mesh: Mesh) -> Callable:
-    """What the loop calls: the training step or, with train.steps_per_dispatch, several in one."""
-    step = step_function(config, model, mesh)
-    if config.train.steps_per_dispatch == 1:
-        return step
-    return several_steps(step, state_shardings(config, model, mesh), mesh)
+    """What the loop calls: the training step or, with train.steps_per_dispatch, several in one.
+
+    Its second argument is what the feed of the config gives (feed.open_feed).
+    """
+    step, count = step_function(config, model, mesh), config.train.steps_per_dispatch
+    shardings = state_shardings(config, model, mesh)
+    if config.data.resident:
+        flip = config.data.random_flip
+        draw = drawing(config.seed, config.train.batch_size, flip, mesh)
+        return steps_on_split(step, draw, count, shardings, mesh)
+    return step if count == 1 else several_steps(step, shardings, mesh)

@@ -228,6 +228,32 @@ def several_steps(step: Callable, state_sharding: TrainState, mesh: Mesh) -> Cal
     return jax.jit(steps, donate_argnums=0, out_shardings=(state_sharding, replicated(mesh)))
 
 
+def steps_on_split(
+    step: Callable, draw: Callable, count: int, state_sharding: TrainState, mesh: Mesh
+) -> Callable:
+    """Steps one after the other in one call, each on a batch that it draws from a split.
+
+    Args:
+        step: from make_train_step.
+        draw: (split [N, ...], step) -> batch [B, ...].
+        count: steps in a call, K.
+        state_sharding: where the state lives.
+        mesh: devices that share each batch.
+
+    Returns:
+        Compiled function (state, split [N, ...]) -> (state after K steps, metrics [K, ...]; for one
+        step, without that axis). The state it is given is donated.
+    """
+
+    def steps(state: TrainState, split: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        def one(state: TrainState, _: None = None) -> tuple[TrainState, Metrics]:
+            return step(state, draw(split, state.step))
+
+        return one(state) if count == 1 else jax.lax.scan(one, state, length=count)
+
+    return jax.jit(steps, donate_argnums=0, out_shardings=(state_sharding, replicated(mesh)))
+
+
 def _scheduled_at(step: jax.Array, opt_state: optax.OptState) -> optax.OptState:
     """The optimizer's state with the learning rate's schedule at the run's own step.
 
