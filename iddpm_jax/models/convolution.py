@@ -3,13 +3,15 @@
 XLA passes a convolution on a CPU to a fast library if its arrays are in the order [B, H, W, C] and
 [3, 3, C, K]. It brings the two convolutions of a gradient into that order only outside of loops, so
 that with microbatches, or several steps per dispatch, weights' gradients take tens of times as
-long. Here they are written in that order.
+long. Here they are written in that order; and with few pixels, whose weights are the larger part, as
+products of matrices, which read the weights as they lie.
 """
 
 import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.lax import Precision
 
 PIXELS = 4096
@@ -17,7 +19,6 @@ PIXELS = 4096
 of them for every few channels; more do not stay in a core's cache: benchmarks/README.md."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     """3x3 convolution with one pixel of zero padding on every side.
 
@@ -29,11 +30,32 @@ def convolve(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     Returns:
         [B, ceil(H / stride), ceil(W / stride), K].
     """
+    batch, height, width, _ = x.shape
+    pixels = batch * -(-height // stride) * -(-width // stride)
+    # Below that, all neighbourhoods together are smaller than the weights.
+    return (_gathered if pixels < w.shape[-1] else _direct)(x, w, stride)
+
+
+def _gathered(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+    """The product of every pixel's neighbourhood [9 C] with the weights [9 C, K]."""
+    height, width, channels = x.shape[1:]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    neighbours = [
+        padded[:, i : i + height : stride, j : j + width : stride]
+        for i in range(3)
+        for j in range(3)
+    ]
+    gathered = jnp.concatenate(neighbours, axis=-1)
+    return jnp.matmul(gathered, w.reshape(9 * channels, -1), precision=Precision.HIGHEST)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _direct(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     return _convolution(x, w, ((1, 1), (1, 1)), stride=stride)
 
 
 def _forward(x: jax.Array, w: jax.Array, stride: int) -> tuple[jax.Array, tuple]:
-    return convolve(x, w, stride), (x, w)
+    return _direct(x, w, stride), (x, w)
 
 
 def _backward(stride: int, kept: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -46,7 +68,7 @@ def _backward(stride: int, kept: tuple, dy: jax.Array) -> tuple[jax.Array, jax.A
     return dx, _weight_gradient(x, dy, stride, [(1, 1 - n) for n in beyond])
 
 
-convolve.defvjp(_forward, _backward)
+_direct.defvjp(_forward, _backward)
 
 
 def _weight_gradient(

@@ -1,4 +1,4 @@
-"""The convolution with its own gradients beside XLA's, and the form that CPUs are given."""
+"""The convolution and its own gradients beside XLA's, and the form that CPUs are given."""
 
 import re
 
@@ -44,6 +44,21 @@ def test_is_the_convolution_with_its_gradients(monkeypatch, stride, size, at_onc
     found, own_backward = jax.vjp(lambda x, w: convolve(x, w, stride), x, w)
     for a, b in zip((found, *own_backward(dy)), (expected, *backward(dy)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("stride, size", [(1, (3, 5)), (2, (5, 6)), (2, (6, 5))])
+def test_with_fewer_pixels_than_channels_it_is_a_product_and_the_same(stride, size):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, *size, 5), np.float32)
+    w = rng.standard_normal((3, 3, 5, 31), np.float32)
+    expected, backward = jax.vjp(lambda x, w: plain(x, w, stride), x, w)
+    dy = rng.standard_normal(expected.shape, np.float32)
+
+    found, own_backward = jax.vjp(lambda x, w: convolve(x, w, stride), x, w)
+    for a, b in zip((found, *own_backward(dy)), (expected, *backward(dy)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max())
+    text = jax.jit(convolve, static_argnums=2).lower(x, w, stride).as_text()
+    assert "dot_general" in text and "convolution" not in text
 
 
 @pytest.mark.parametrize("batch, parts", [(4, 1), (16, 4), (5, 1), (7, 1), (14, 2), (11, 11)])
