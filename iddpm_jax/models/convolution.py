@@ -3,8 +3,8 @@
 XLA passes a convolution on a CPU to a fast library if its arrays are in the order [B, H, W, C] and
 [3, 3, C, K]. It brings the two convolutions of a gradient into that order only outside of loops, so
 that with microbatches, or several steps per dispatch, weights' gradients take tens of times as
-long. Here they are written in that order; and with few pixels, whose weights are the larger part, as
-products of matrices, which read the weights as they lie.
+long. Here they are written in that order; and with few pixels, where the weights are the larger
+part, as products of matrices, which read the weights as they lie.
 """
 
 import functools
