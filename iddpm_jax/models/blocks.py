@@ -49,11 +49,14 @@ class ResBlock(nn.Module):
         """[B, H, W, C], [B, 4 width], keys [B] or None -> [B, H', W', channels]."""
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
         h = GroupNorm("silu", name="norm_in")(x)
-        if self.resample:
-            resample = average_pool if self.resample == "down" else upsample_nearest
-            h, x = resample(h), resample(x)
+        enlarge = None
+        if self.resample == "down":
+            h, x = average_pool(h), average_pool(x)
+        elif self.resample == "up":
+            x = upsample_nearest(x)
+            enlarge = x.shape[1:3]
         conv = functools.partial(conv3, dtype=dtype, convolution=spec.convolution)
-        h = conv(h, self.channels, "conv_in")
+        h = conv(h, self.channels, "conv_in", enlarge=enlarge)
 
         norm_out = GroupNorm("silu", name="norm_out")
         if spec.scale_shift_norm:
@@ -124,11 +127,11 @@ def run_block(
                 layer.heads, spec.attention_order, dtype, spec.attention, name=layer.name
             )
             h = attend(h)
-        elif kind == "up":
-            h = upsample_nearest(h)
+        elif kind == "up" and not spec.conv_resample:
+            h = upsample_nearest(h, size)
         elif kind == "down" and not spec.conv_resample:
             h = average_pool(h)
-        if layer.kind in ("up", "res_up"):
+        if layer.kind == "res_up":
             # An odd size was rounded up on the way down: cut back to what waits there.
             h = h[:, : size[0], : size[1]]
         if kind == "conv" or (kind in ("down", "up") and spec.conv_resample):
@@ -136,7 +139,8 @@ def run_block(
             # Half precision would round away the little noise that images at small t have.
             exact = jnp.float32 if kind == "conv" else dtype
             conv = functools.partial(conv3, dtype=exact, convolution=spec.convolution)
-            h = conv(h, layer.channels, layer.name, stride=stride).astype(dtype)
+            enlarge = size if kind == "up" else None
+            h = conv(h, layer.channels, layer.name, stride=stride, enlarge=enlarge).astype(dtype)
     return h
 
 

@@ -8,15 +8,20 @@ part, as products of matrices, which read the weights as they lie.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import Precision
 
+from iddpm_jax.models.winograd import transform
+
 PIXELS = 4096
-"""So many pixels are summed by one convolution in a weight's gradient. The library goes through all
-of them for every few channels; more do not stay in a core's cache: benchmarks/README.md."""
+"""So many pixels, of x or of dy, are summed by one convolution in a weight's gradient. The library
+goes through all of them for every few channels; more do not stay in a core's cache:
+benchmarks/README.md."""
 
 
 def convolve(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
@@ -49,6 +54,62 @@ def _gathered(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     return jnp.matmul(gathered, w.reshape(9 * channels, -1), precision=Precision.HIGHEST)
 
 
+_SUMS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], np.float32)
+"""Three weights in a line, summed over every two equal pixels."""
+
+
+@jax.custom_vjp
+def convolve_enlarged(x: jax.Array, w: jax.Array) -> jax.Array:
+    """3x3 convolution of an image twice as large, every pixel repeated 2x2, without making it.
+
+    Of three neighbours in a line two are the same pixel. So the four results at a pixel are four
+    convolutions of 2x2, whose weights are sums of w: 16 products where the plain sum has 36. They
+    make up one kernel of 4x4, and the gradient is its convolution, of stride 2.
+
+    Args:
+        x: [B, H, W, C], float32.
+        w: [3, 3, C, K].
+
+    Returns:
+        [B, 2 H, 2 W, K].
+    """
+    batch, height, width, _ = x.shape
+    summed = _summed(w)
+    kernels = [summed[i::2, j::2] for i in range(2) for j in range(2)]
+    y = _convolution(x, jnp.concatenate(kernels, axis=-1), ((1, 1), (1, 1)))
+    y = y.reshape(batch, height + 1, width + 1, 2, 2, -1)
+    rows = [
+        jnp.stack([y[:, i : i + height, j : j + width, i, j] for j in range(2)], axis=3)
+        for i in range(2)
+    ]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+
+
+def _enlarged_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple]:
+    return convolve_enlarged(x, w), (x, w)
+
+
+def _enlarged_backward(kept: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = kept
+    dx = _convolution(dy, _summed(_turned(w)), ((1, 1), (1, 1)), stride=2)
+    d_summed = _weight_gradient(dy, x, 2, [(1, 1), (1, 1)])
+    dw = transform(_SUMS.T, d_summed.reshape(16, -1)).reshape(3, 3, *d_summed.shape[2:])
+    return dx, _turned(dw)
+
+
+convolve_enlarged.defvjp(_enlarged_forward, _enlarged_backward)
+
+
+def _summed(w: jax.Array) -> jax.Array:
+    """The kernel's sums over every 2x2 equal pixels: [3, 3, C, K] -> [4, 4, C, K]."""
+    return transform(_SUMS, w.reshape(9, -1)).reshape(4, 4, *w.shape[2:])
+
+
+def _turned(w: jax.Array) -> jax.Array:
+    """Turned by 180 degrees, and from results to channels: [h, w, C, K] -> [h, w, K, C]."""
+    return w[::-1, ::-1].swapaxes(2, 3)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _direct(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     return _convolution(x, w, ((1, 1), (1, 1)), stride=stride)
@@ -63,8 +124,7 @@ def _backward(stride: int, kept: tuple, dy: jax.Array) -> tuple[jax.Array, jax.A
     # How far the pixels of dy, `stride` apart, end before those of x.
     beyond = [n - (stride * (m - 1) + 1) for n, m in zip(x.shape[1:3], dy.shape[1:3], strict=True)]
     # The gradient of x is the convolution of dy with the kernel turned by 180 degrees.
-    turned = w[::-1, ::-1].transpose(0, 1, 3, 2)
-    dx = _convolution(dy, turned, [(1, 1 + n) for n in beyond], apart=stride)
+    dx = _convolution(dy, _turned(w), [(1, 1 + n) for n in beyond], apart=stride)
     return dx, _weight_gradient(x, dy, stride, [(1, 1 - n) for n in beyond])
 
 
@@ -82,8 +142,8 @@ def _weight_gradient(
         dw = _convolution(channels_first, kernel, padding, kernel_apart=stride)
         return dw.transpose(1, 2, 0, 3)
 
-    batch, height, width, _ = dy.shape
-    most = max(1, PIXELS // (height * width))
+    batch = len(x)
+    most = max(1, PIXELS // max(math.prod(a.shape[1:3]) for a in (x, dy)))
     at_once = max(n for n in range(1, min(batch, most) + 1) if batch % n == 0)
     if at_once == batch:
         return of((x, dy))

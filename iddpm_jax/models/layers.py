@@ -1,6 +1,7 @@
 """Layers of the UNet: timestep embedding, convolutions, attention, dropout, resampling."""
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ from jax.nn.initializers import Initializer, variance_scaling, zeros
 
 from iddpm_jax.models import winograd
 from iddpm_jax.models.attention import attend_by_image
-from iddpm_jax.models.convolution import convolve
+from iddpm_jax.models.convolution import convolve, convolve_enlarged
 from iddpm_jax.models.norm import GroupNorm, keep
 
 HEAD_ORDERS = ("heads_first", "qkv_first")
@@ -52,6 +53,7 @@ def conv3(
     name: str,
     *,
     stride: int = 1,
+    enlarge: tuple[int, int] | None = None,
     zero: bool = False,
     dtype: jnp.dtype = jnp.float32,
     convolution: str = "plain",
@@ -63,17 +65,20 @@ def conv3(
         features: output channels.
         name: parameter name within the calling module.
         stride: 1 or 2. "SAME" padding would differ at stride 2.
+        enlarge: (H', W') that x is enlarged to before; see upsample_nearest.
         zero: initialise weight and bias to zero.
         dtype: type of the computation.
         convolution: one of CONVOLUTIONS.
 
     Returns:
-        [B, ceil(H / stride), ceil(W / stride), features].
+        [B, ceil(H' / stride), ceil(W' / stride), features].
     """
     channels = x.shape[-1]
     own = None
     if convolution == "cpu" and dtype == jnp.float32:
-        own = _winograd if _is_wide(x, features, stride) else _convolve
+        own = _for_cpus(x.shape, features, stride, enlarge)
+    if enlarge is not None and own is not _convolve_enlarged:
+        x = upsample_nearest(x, enlarge)
     conv = nn.Conv(
         features,
         (3, 3),
@@ -89,24 +94,33 @@ def conv3(
     return keep(conv(x))
 
 
-def _is_wide(x: jax.Array, features: int, stride: int) -> bool:
-    height, width, channels = x.shape[1:]
-    return (
+def _for_cpus(
+    shape: tuple[int, ...], features: int, stride: int, enlarge: tuple[int, int] | None
+) -> Callable[..., jax.Array]:
+    """What takes the place of lax.conv_general_dilated, whose other arguments are fixed here."""
+    batch, height, width, channels = shape
+    if enlarge == (2 * height, 2 * width) and batch * height * width >= features:
+        return _convolve_enlarged
+    height, width = enlarge or (height, width)
+    wide = (
         stride == 1
         and height % 2 == width % 2 == 0
         and height * width >= WINOGRAD_PIXELS
         and min(channels, features) >= WINOGRAD_CHANNELS
     )
+    return _winograd if wide else _convolve
 
 
 def _winograd(x: jax.Array, w: jax.Array, *_args, **_kwargs) -> jax.Array:
-    """In place of lax.conv_general_dilated, whose other arguments are fixed here."""
     return winograd.convolve(x, w)
 
 
 def _convolve(x: jax.Array, w: jax.Array, strides: tuple, *_args, **_kwargs) -> jax.Array:
-    """The same, for any stride."""
     return convolve(x, w, strides[0])
+
+
+def _convolve_enlarged(x: jax.Array, w: jax.Array, *_args, **_kwargs) -> jax.Array:
+    return convolve_enlarged(x, w)
 
 
 def dense(
@@ -192,11 +206,11 @@ def attend(qkv: jax.Array, heads: int, order: str, attention: str = "plain") -> 
     batch, length, channels = qkv.shape
     size = channels // (3 * heads)
     if order == "heads_first":
-        parts = qkv.reshape(batch, length, heads, 3, size)
-        q, k, v = (parts[..., i, :] for i in range(3))
+        parts, axis = qkv.reshape(batch, length, heads, 3, size), 3
     else:
-        parts = qkv.reshape(batch, length, 3, heads, size)
-        q, k, v = (parts[:, :, i] for i in range(3))
+        parts, axis = qkv.reshape(batch, length, 3, heads, size), 2
+    # Not by indices, whose gradient is a sum of three arrays of zeros around each part.
+    q, k, v = (part.squeeze(axis) for part in jnp.split(parts, 3, axis))
     fused = qkv.dtype != jnp.float32 and size % 8 == 0 and size <= 128
     if length < MANY_POSITIONS or attention == "plain" or (attention == "cudnn" and not fused):
         h = _attend(q, k, v)
@@ -235,12 +249,13 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
     return jnp.where(keep(mask), x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
-def upsample_nearest(x: jax.Array) -> jax.Array:
-    """Repeat every pixel 2x2: [B, H, W, C] -> [B, 2 H, 2 W, C]."""
+def upsample_nearest(x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+    """Repeat every pixel 2x2: [B, H, W, C] -> [B, 2 H, 2 W, C], or less, cut to a size (H', W')."""
     batch, height, width, channels = x.shape
     # A broadcast; jax.image.resize has a slow gradient.
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
+    x = x.reshape(batch, 2 * height, 2 * width, channels)
+    return x if size is None else x[:, : size[0], : size[1]]
 
 
 def average_pool(x: jax.Array) -> jax.Array:

@@ -40,9 +40,9 @@ def _backward(kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Arr
     turned = _kernel(w, _KERNEL[:, ::-1])
     dx = _result(_product(_tiles(dy), turned, 2, 2), dy.shape)
     # That of w goes back through the transforms.
-    d_products = _transform(_RESULT.T, _pixels_first(dy))
+    d_products = transform(_RESULT.T, _pixels_first(dy))
     d_kernel = _product(_tiles(x), d_products.reshape(16, -1, dy.shape[-1]), 1, 1)
-    dw = _transform(_KERNEL.T, d_kernel.reshape(16, -1))
+    dw = transform(_KERNEL.T, d_kernel.reshape(16, -1))
     return dx, dw.reshape(w.shape)
 
 
@@ -63,15 +63,15 @@ def _sums(line: Callable[[int], jax.Array]) -> list[jax.Array]:
     return [line(0) - line(2), line(1) + line(2), line(2) - line(1), line(1) - line(3)]
 
 
-def _kernel(w: jax.Array, transform: np.ndarray) -> jax.Array:
+def _kernel(w: jax.Array, m: np.ndarray) -> jax.Array:
     """G w G^T: [3, 3, C, K] -> [16, C, K]."""
-    return _transform(transform, w.reshape(9, -1)).reshape(16, *w.shape[2:])
+    return transform(m, w.reshape(9, -1)).reshape(16, *w.shape[2:])
 
 
 def _result(products: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A^T m A of all tiles, put together: [16, tiles, K] -> [B, H, W, K]."""
     batch, height, width, _ = shape
-    y = _transform(_RESULT, products.reshape(16, -1))
+    y = transform(_RESULT, products.reshape(16, -1))
     y = y.reshape(2, 2, batch, height // 2, width // 2, -1)
     return y.transpose(2, 3, 0, 4, 1, 5).reshape(batch, height, width, -1)
 
@@ -83,7 +83,7 @@ def _pixels_first(y: jax.Array) -> jax.Array:
     return y.transpose(2, 4, 0, 1, 3, 5).reshape(4, -1)
 
 
-def _transform(m: np.ndarray, entries: jax.Array) -> jax.Array:
+def transform(m: np.ndarray, entries: jax.Array) -> jax.Array:
     """m e m^T of every small matrix e, whose entries come first: [q q, n] -> [p p, n]."""
     return jnp.dot(jnp.asarray(np.kron(m, m)), entries, precision=Precision.HIGHEST)
 

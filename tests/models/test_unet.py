@@ -21,6 +21,7 @@ from golden_networks import (
 )
 
 from iddpm_jax.interop.openai import from_state_dict, to_state_dict
+from iddpm_jax.models.layers import CONVOLUTIONS
 from iddpm_jax.models.layout import UNetSpec
 from iddpm_jax.models.unet import UNet, concatenate_low_res, make_network
 
@@ -262,6 +263,31 @@ def test_any_height_width_and_channels_work(height, width, channels, channel_mul
     assert output.shape == (2, height, width, 2 * channels)
     assert np.all(np.isfinite(output))
     assert output.std() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 18)])
+@pytest.mark.parametrize(
+    "resampling", [{}, {"conv_resample": False}, {"resblock_updown": True}], ids=str
+)
+def test_convolutions_for_cpus_give_the_plain_ones_results(height, width, resampling):
+    spec = dataclasses.replace(TINY, **resampling)
+    params, x = random_params(spec), images(spec, 2, height, width)
+    results = []
+    for convolution in CONVOLUTIONS:
+        apply = make_network(dataclasses.replace(spec, convolution=convolution)).apply
+
+        def loss(params, x, apply=apply):
+            output = apply(params, x, jnp.array([0, 999]))
+            return jnp.sum(output**2), output
+
+        grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+        results.append(jax.tree.leaves(grad(params, x)))
+    # Where the exact gradient is zero, both are rounding error, of others' size.
+    largest = max(np.abs(plain).max() for plain in results[0])
+    for plain, cpu in zip(*results, strict=True):
+        error = 2e-5 * np.abs(plain).max() + 2e-7 * largest
+        np.testing.assert_allclose(cpu, plain, rtol=0, atol=error)
 
 
 @pytest.mark.slow
