@@ -56,7 +56,7 @@ def main(kind: str, title: str) -> None:
     build.settle(config, model)
     peers = dict(peer.split("=", 1) for peer in args.peer)
     known = {**CONTENDERS, **peers}
-    names = [*args.contenders.split(";"), *peers]
+    names = [*(name.strip() for name in args.contenders.split(";")), *peers]
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"{unknown[0]!r} is no contender; there are: {'; '.join(known)}")
     contenders = [Contender(name, known[name]) for name in [*names, PEAK]]

@@ -1,10 +1,11 @@
-"""3x3 convolutions whose gradients CPUs compute fast, in loops and outside of them.
+"""3x3 convolutions in forms that CPUs compute fast, their gradients in loops too.
 
 XLA passes a convolution on a CPU to a fast library if its arrays are in the order [B, H, W, C] and
 [3, 3, C, K]. It brings the two convolutions of a gradient into that order only outside of loops, so
 that with microbatches, or several steps per dispatch, weights' gradients take tens of times as
 long. Here they are written in that order; and with few pixels, where the weights are the larger
-part, as products of matrices, which read the weights as they lie.
+part, as products of matrices, which read the weights as they lie. Images that were enlarged by
+repeating their pixels are convolved without being made.
 """
 
 import functools
