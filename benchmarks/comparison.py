@@ -16,7 +16,7 @@ from contest import FOLDER, Contender, Result, Workload, contest, ratio
 from harness import commit, load_config
 from ml_collections import ConfigDict
 
-from iddpm_jax import build
+from iddpm_jax import allocator, build
 from iddpm_jax.config import flat
 from iddpm_jax.interop.openai import official_shapes
 from iddpm_jax.models.flops import flops_per_image, training_flops_per_image
@@ -59,7 +59,7 @@ def main(kind: str, title: str) -> None:
     names = [*(name.strip() for name in args.contenders.split(";")), *peers]
     if unknown := [name for name in names if name not in known]:
         sys.exit(f"{unknown[0]!r} is no contender; there are: {'; '.join(known)}")
-    contenders = [Contender(name, known[name]) for name in [*names, PEAK]]
+    contenders = [_contender(name, known[name]) for name in [*names, PEAK]]
     with tempfile.TemporaryDirectory() as folder:
         weights = _random_weights(model.spec, Path(folder))
         workload = Workload(kind, config.to_json(), args.batch, str(weights))
@@ -84,6 +84,12 @@ def main(kind: str, title: str) -> None:
     }
     print(table(record))
     _keep(kind, record)
+
+
+def _contender(name: str, builder: str) -> Contender:
+    """Ours in the environment that our programs give themselves; peers in this one."""
+    own = builder.startswith("contenders.ours:")
+    return Contender(name, builder, allocator.environment(os.environ) if own else {})
 
 
 def _arguments(title: str) -> argparse.Namespace:
@@ -178,6 +184,7 @@ def _circumstances() -> dict:
         "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
         "preloaded": Path(os.environ.get("LD_PRELOAD", "")).name,
+        "ours_preloads": Path(allocator.environment(os.environ).get("LD_PRELOAD", "")).name,
         "device": f"{device.device_kind} {platform.machine()}, {cores} cores",
         "versions": {p: metadata.version(p) for p in packages if p in installed},
     }
@@ -213,6 +220,6 @@ def _keep(kind: str, record: dict) -> None:
     """Put a record into results/KIND.json, in place of one of the same work in the same place."""
     path = FOLDER / "results" / f"{kind}.json"
     records = json.loads(path.read_text()) if path.exists() else []
-    same = ("config", "set", "dtype", "batch_size", "device", "preloaded")
+    same = ("config", "set", "dtype", "batch_size", "device", "preloaded", "ours_preloads")
     records = [r for r in records if any(r.get(key, "") != record[key] for key in same)]
     path.write_text(json.dumps([*records, record], indent=1) + "\n")

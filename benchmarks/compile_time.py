@@ -20,7 +20,7 @@ from pathlib import Path
 from harness import load_config, report
 from ml_collections import ConfigDict
 
-from iddpm_jax import runtime
+from iddpm_jax import allocator, runtime
 
 PROGRAMS = ("init", "step")
 """The state before the first step, and the training step."""
@@ -151,4 +151,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     main()

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from iddpm_jax import runtime
+from iddpm_jax import allocator, runtime
 
 
 def load_config(name: str) -> ConfigDict:
@@ -64,6 +64,7 @@ def report(name: str, numbers: dict) -> None:
         "commit": commit(),
         "jax": jax.__version__,
         "device": f"{device.device_kind} {platform.machine()}{cores}",
+        "allocator": allocator.name(),
         **numbers,
     }
     print(json.dumps(record, indent=2))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from harness import in_turns, load_config, ratio, report
 
-from iddpm_jax import build, data, runtime
+from iddpm_jax import allocator, build, data, runtime
 from iddpm_jax.diffusion import importance
 from iddpm_jax.training import runs
 from iddpm_jax.training.parallel import make_mesh, replicated, to_devices
@@ -74,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     main()

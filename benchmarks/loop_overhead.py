@@ -23,7 +23,7 @@ from harness import in_turns, load_config, ratio, report
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from iddpm_jax import build, runtime
+from iddpm_jax import allocator, build, runtime
 from iddpm_jax.training import loop, runs
 from iddpm_jax.training.checkpoint import Checkpoints
 from iddpm_jax.training.feed import Feed, open_feed
@@ -154,4 +154,5 @@ class NoCheckpoints(Checkpoints):
 
 
 if __name__ == "__main__":
+    allocator.restart()
     main()

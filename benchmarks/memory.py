@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from harness import load_config, report
 
-from iddpm_jax import build, runtime
+from iddpm_jax import allocator, build, runtime
 from iddpm_jax.training import parallel, runs
 
 GIB = 2**30
@@ -94,4 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     main()

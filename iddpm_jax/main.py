@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from iddpm_jax import allocator, runtime
 from iddpm_jax import config as configs
-from iddpm_jax import runtime
 from iddpm_jax.arguments import Arguments, parse
 from iddpm_jax.errors import DivergedError, InputError
 from iddpm_jax.usage import HELP
@@ -303,6 +303,7 @@ def _plan(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     code = main()
     if code:
         # Threads that outlive the failure would print more than the one line while Python ends.

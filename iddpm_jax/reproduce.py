@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from iddpm_jax import main, runtime
+from iddpm_jax import allocator, main, runtime
 from iddpm_jax.errors import InputError
 
 ROWS = {
@@ -165,6 +165,7 @@ def _whole(text: str) -> int:
 
 
 if __name__ == "__main__":
+    allocator.restart()
     parser = argparse.ArgumentParser(
         prog="python -m iddpm_jax.reproduce",
         description=__doc__,

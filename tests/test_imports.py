@@ -21,6 +21,7 @@ FLOORS = {
     "config": 0,
     "checks": 1,
     "runtime": 0,
+    "allocator": 0,
     "variants": 0,
     "usage": 0,
     "arguments": 1,

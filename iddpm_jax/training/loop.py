@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from iddpm_jax import build
+from iddpm_jax import allocator, build
 from iddpm_jax.errors import DivergedError, InputError
 from iddpm_jax.models.layout import layout
 from iddpm_jax.training import loss_scale
@@ -253,6 +253,7 @@ def _describe(config: ConfigDict, model: build.Model, mesh: Mesh, state: TrainSt
         f"{parameters:,} parameters, {model.spec.dtype}; {config.loss.name}, "
         f"{config.diffusion.schedule} schedule, T = {model.process.T}; "
         f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''}"
+        f"{', memory kept by ' + allocator.name() if allocator.name() else ''}"
     )
 
 

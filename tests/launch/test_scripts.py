@@ -27,7 +27,7 @@ def test_there_are_scripts():
     assert SCRIPTS == ["host.sh", "local.sh", "slurm.sbatch", "slurm.sh", "tpu_pod.sh"]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "env/cpu.sh", "env/gpu.sh", "env/tpu.sh"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "env/gpu.sh", "env/tpu.sh"])
 def test_shellcheck_is_content(script):
     assert shellcheck(str(LAUNCH / script)) == ""
 
