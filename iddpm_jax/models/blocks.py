@@ -67,7 +67,7 @@ class ResBlock(nn.Module):
             h = norm_out(h + condition[:, None, None, :].astype(h.dtype))
         if dropout_keys is not None:
             dropout_keys = jax.vmap(lambda key: jax.random.fold_in(key, self.index))(dropout_keys)
-        h = dropout(h, dropout_keys, spec.dropout)
+        h = dropout(h, dropout_keys, spec.dropout, by_image=spec.attention == "by_image")
         h = conv(h, self.channels, "conv_out", zero=True)
 
         if x.shape[-1] != self.channels:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer, variance_scaling, zeros
+from jax.nn.initializers import Initializer, zeros
 
-from iddpm_jax.models import winograd
+from iddpm_jax.models import threefry, winograd
 from iddpm_jax.models.attention import attend_by_image
 from iddpm_jax.models.convolution import convolve, convolve_enlarged
 from iddpm_jax.models.norm import GroupNorm, keep
@@ -31,15 +31,18 @@ WINOGRAD_PIXELS = 256
 """With fewer channels, in or out, or pixels of an image Winograd's products are not faster:
 benchmarks/README.md."""
 
-fan_in_uniform = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
-"""Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
+
+def fan_in_uniform(
+    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """Uniform within 1 / sqrt(fan_in), the weights' initialisation of the original code."""
+    variance = jnp.float32(1.0 / 3.0 / math.prod(shape[:-1]))
+    return (threefry.uniform(key, shape, 1.0) * jnp.sqrt(3.0 * variance)).astype(dtype)
 
 
 def _bias_init(fan_in: int) -> Initializer:
     bound = 1.0 / math.sqrt(fan_in)
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, minval=-bound, maxval=bound
-    )
+    return lambda key, shape, dtype=jnp.float32: threefry.uniform(key, shape, bound).astype(dtype)
 
 
 def _precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
@@ -232,20 +235,25 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return keep(jnp.einsum("...hqk,...khc->...qhc", weights, v, precision=precision))
 
 
-def dropout(x: jax.Array, keys: jax.Array | None, rate: float) -> jax.Array:
+def dropout(x: jax.Array, keys: jax.Array | None, rate: float, by_image: bool = False) -> jax.Array:
     """Dropout whose mask belongs to each example, whatever batch or device it is in.
 
     Args:
         x: [B, H, W, C].
         keys: a random key for each example [B]; None leaves x as it is.
         rate: share of entries set to zero.
+        by_image: draw one mask after the other, as CPUs do faster; the masks are the same.
 
     Returns:
         Same shape as x, scaled by 1 / (1 - rate).
     """
     if keys is None or rate == 0.0:
         return x
-    mask = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    shape = x.shape[1:]
+    if by_image:
+        mask = threefry.masks_by_image(keys, 1.0 - rate, shape)
+    else:
+        mask = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys)
     return jnp.where(keep(mask), x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
