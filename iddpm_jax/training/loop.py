@@ -32,8 +32,8 @@ from iddpm_jax.training.state import Params, TrainState
 from iddpm_jax.training.stopping import StopRequest
 from iddpm_jax.training.watchdog import Watchdog
 
-# Measured on two CPU cores with the models of configs/digits.py and configs/emoji.py.
-COMPILE_SECONDS_PER_LAYER = 0.9
+# Measured on two CPU cores with the models of configs/digits.py and configs/cifar10.py.
+COMPILE_SECONDS_PER_LAYER = 0.6
 
 
 class Hooks(NamedTuple):
