@@ -46,7 +46,8 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     # The dynamic linker takes spaces and colons for the ends of names.
     if not libraries or any(set(" :") & set(str(library)) for library in libraries):
         return {}
-    return {**settings, "LD_PRELOAD": ":".join(map(str, libraries))}
+    found = {**settings, "LD_PRELOAD": ":".join(map(str, libraries))}
+    return {name: value for name, value in found.items() if name not in given}
 
 
 def restart() -> None:

@@ -56,6 +56,8 @@ def test_tbbmalloc_of_the_package_comes_second_and_keeps_large_blocks(installed,
     found = allocator.environment(CPU)
     assert found["LD_PRELOAD"].split(":") == paths[::-1]  # the proxy needs the other
     assert int(found["TBB_MALLOC_SET_HUGE_SIZE_THRESHOLD"]) == 2**23
+    own = {"TBB_MALLOC_SET_HUGE_SIZE_THRESHOLD": "1"}
+    assert allocator.environment({**CPU, **own}).keys() == {"LD_PRELOAD"}
     [path] = installed("lib64/libtcmalloc_minimal.so.4")
     assert allocator.environment(CPU) == {"LD_PRELOAD": path}
 
