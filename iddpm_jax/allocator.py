@@ -26,7 +26,7 @@ TBBMALLOC = ("libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2")
 """Of the package tbb, which `pip install 'iddpm_jax[cpu]'` brings; the second needs the first."""
 
 TBBMALLOC_SETTINGS = {"TBB_MALLOC_SET_HUGE_SIZE_THRESHOLD": str(8 << 20)}
-"""Bytes from which blocks are kept too, at the least; by default none above 64 MiB are."""
+"""Freed blocks from 8 MiB up, the least it takes, are kept; by default none above 64 MiB is."""
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:

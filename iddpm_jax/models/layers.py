@@ -249,11 +249,7 @@ def dropout(x: jax.Array, keys: jax.Array | None, rate: float, by_image: bool = 
     """
     if keys is None or rate == 0.0:
         return x
-    shape = x.shape[1:]
-    if by_image:
-        mask = threefry.masks_by_image(keys, 1.0 - rate, shape)
-    else:
-        mask = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys)
+    mask = threefry.masks(keys, 1.0 - rate, x.shape[1:], in_turn=by_image)
     return jnp.where(keep(mask), x / (1.0 - rate), 0.0).astype(x.dtype)
 
 

@@ -247,13 +247,14 @@ def _check_finite(now: int, metrics: dict[str, np.ndarray], checkpoints: Checkpo
 def _describe(config: ConfigDict, model: build.Model, mesh: Mesh, state: TrainState) -> None:
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     height, width, channels = model.image_shape
+    keeper = allocator.name()
     print(
         f"{config.data.name} {height}x{width}x{channels}"
         f"{', class-conditional' if model.class_conditional else ''}; "
         f"{parameters:,} parameters, {model.spec.dtype}; {config.loss.name}, "
         f"{config.diffusion.schedule} schedule, T = {model.process.T}; "
         f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''}"
-        f"{', memory kept by ' + allocator.name() if allocator.name() else ''}"
+        f"{f', memory kept by {keeper}' if keeper else ''}"
     )
 
 

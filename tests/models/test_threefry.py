@@ -19,7 +19,7 @@ KEY = jax.random.key(2**31 + 7)
 def test_masks_are_those_of_jax_random(p, shape):
     keys = jax.random.split(KEY, 3)
     expected = jax.vmap(lambda key: jax.random.bernoulli(key, p, shape))(keys)
-    found = jax.jit(lambda keys: threefry.masks_by_image(keys, p, shape))(keys)
+    found = jax.jit(lambda keys: threefry.masks(keys, p, shape, in_turn=True))(keys)
     assert found.dtype == bool
     np.testing.assert_array_equal(found, expected)
 
@@ -56,6 +56,7 @@ def test_other_settings_of_jax_random_keep_its_numbers(setting):
         key = KEY if older else jax.random.key(0, impl="rbg")
         keys = jax.random.split(key, 2)
         masks = jax.vmap(lambda key: jax.random.bernoulli(key, 0.4, (6,)))(keys)
-        np.testing.assert_array_equal(threefry.masks_by_image(keys, 0.4, (6,)), masks)
+        found = threefry.masks(keys, 0.4, (6,), in_turn=True)
+        np.testing.assert_array_equal(found, masks)
         expected = jax.random.uniform(key, (6,), minval=-2.0, maxval=2.0)
         np.testing.assert_array_equal(threefry.uniform(key, (6,), 2.0), expected)
