@@ -78,9 +78,7 @@ def _result(products: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _pixels_first(y: jax.Array) -> jax.Array:
     """The four pixels of every 2x2 first: [B, H, W, K] -> [4, B H W K / 4]."""
-    batch, height, width, channels = y.shape
-    y = y.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return y.transpose(2, 4, 0, 1, 3, 5).reshape(4, -1)
+    return jnp.stack([y[:, i::2, j::2] for i in range(2) for j in range(2)]).reshape(4, -1)
 
 
 def transform(m: np.ndarray, entries: jax.Array) -> jax.Array:
