@@ -48,7 +48,8 @@ class ResBlock(nn.Module):
     ) -> jax.Array:
         """[B, H, W, C], [B, 4 width], keys [B] or None -> [B, H', W', channels]."""
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
-        h = GroupNorm("silu", name="norm_in")(x)
+        norm = functools.partial(GroupNorm, "silu", by_product=spec.convolution == "cpu")
+        h = norm(name="norm_in")(x)
         enlarge = None
         if self.resample == "down":
             h, x = average_pool(h), average_pool(x)
@@ -58,7 +59,7 @@ class ResBlock(nn.Module):
         conv = functools.partial(conv3, dtype=dtype, convolution=spec.convolution)
         h = conv(h, self.channels, "conv_in", enlarge=enlarge)
 
-        norm_out = GroupNorm("silu", name="norm_out")
+        norm_out = norm(name="norm_out")
         if spec.scale_shift_norm:
             condition = dense(nn.silu(embedding), 2 * self.channels, "embedding")
             h = norm_out(h, *jnp.split(condition, 2, axis=-1))

@@ -185,7 +185,8 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         batch, height, width, channels = x.shape
-        h = GroupNorm(name="norm")(x).reshape(batch, height * width, channels)
+        norm = GroupNorm(by_product=self.attention == "by_image", name="norm")
+        h = norm(x).reshape(batch, height * width, channels)
         qkv = dense(h, 3 * channels, "qkv", dtype=self.dtype)
         h = attend(qkv, self.heads, self.order, self.attention)
         h = dense(h, channels, "proj", zero=True, dtype=self.dtype)

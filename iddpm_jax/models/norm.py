@@ -29,9 +29,11 @@ class GroupNorm(nn.Module):
 
     Attributes:
         activation: what follows, one of ACTIVATIONS.
+        by_product: see normalise.
     """
 
     activation: str = "none"
+    by_product: bool = False
 
     @nn.compact
     def __call__(
@@ -44,35 +46,41 @@ class GroupNorm(nn.Module):
         factor, offset = (jnp.broadcast_to(p[None], (batch, channels)) for p in (gamma, beta))
         if scale is not None:
             factor, offset = factor * (1.0 + scale), offset * (1.0 + scale) + shift
-        return normalise(x, factor, offset, self.activation)
+        return normalise(x, factor, offset, self.activation, self.by_product)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise(x: jax.Array, factor: jax.Array, offset: jax.Array, activation: str) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalise(
+    x: jax.Array, factor: jax.Array, offset: jax.Array, activation: str, by_product: bool = False
+) -> jax.Array:
     """activation(x_hat factor + offset), x_hat being x less its group's mean over its std.
 
     Args:
         x: [B, H, W, C].
         factor, offset: [B, C], float32.
         activation: one of ACTIVATIONS.
+        by_product: bring groups' means to their channels by a product of matrices. XLA looks them
+            up at every pixel otherwise, and CPUs then take one entry at a time.
 
     Returns:
         x's shape and type.
     """
-    return _forward(x, factor, offset, activation)[0]
+    return _forward(x, factor, offset, activation, by_product)[0]
 
 
 def _forward(
-    x: jax.Array, factor: jax.Array, offset: jax.Array, activation: str
+    x: jax.Array, factor: jax.Array, offset: jax.Array, activation: str, by_product: bool
 ) -> tuple[jax.Array, tuple]:
-    mean, inverse_std = (keep(s) for s in _statistics(x))
+    mean, inverse_std = (keep(s) for s in _statistics(x, by_product))
     slope = inverse_std * factor
     a = x.astype(jnp.float32) * _at_pixels(slope) + _at_pixels(offset - mean * slope)
     y = nn.silu(a) if activation == "silu" else a
     return y.astype(x.dtype), (x, factor, offset, mean, inverse_std)
 
 
-def _backward(activation: str, kept: tuple, dy: jax.Array) -> tuple[jax.Array, ...]:
+def _backward(
+    activation: str, by_product: bool, kept: tuple, dy: jax.Array
+) -> tuple[jax.Array, ...]:
     x, factor, offset, mean, inverse_std = kept
     x_hat = (x.astype(jnp.float32) - _at_pixels(mean)) * _at_pixels(inverse_std)
     da = dy.astype(jnp.float32)
@@ -83,7 +91,9 @@ def _backward(activation: str, kept: tuple, dy: jax.Array) -> tuple[jax.Array, .
     d_offset, d_factor = da.sum(axis=(1, 2)), (da * x_hat).sum(axis=(1, 2))
     # What the group's mean and variance take away from a change of x: its parts along 1 and x_hat.
     pixels = x.shape[1] * x.shape[2]
-    along_one, along_x_hat = (_per_group(factor * d) / pixels for d in (d_offset, d_factor))
+    along_one, along_x_hat = (
+        _per_group(factor * d / pixels, by_product) for d in (d_offset, d_factor)
+    )
     d_x_hat = da * _at_pixels(factor) - _at_pixels(along_one) - x_hat * _at_pixels(along_x_hat)
     return (d_x_hat * _at_pixels(inverse_std)).astype(x.dtype), d_factor, d_offset
 
@@ -91,25 +101,29 @@ def _backward(activation: str, kept: tuple, dy: jax.Array) -> tuple[jax.Array, .
 normalise.defvjp(_forward, _backward)
 
 
-def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _statistics(x: jax.Array, by_product: bool) -> tuple[jax.Array, jax.Array]:
     """Mean and inverse standard deviation of each channel's group, both [B, C] float32."""
+    per_group = functools.partial(_per_group, by_product=by_product)
     h = x.astype(jnp.float32)
-    mean = _per_group(h.mean(axis=(1, 2)))
+    mean = per_group(h.mean(axis=(1, 2)))
     if x.dtype == jnp.float32:
-        variance = _per_group(((h - _at_pixels(mean)) ** 2).mean(axis=(1, 2)))
+        variance = per_group(((h - _at_pixels(mean)) ** 2).mean(axis=(1, 2)))
     else:
         # Both in one reading of x, which the convolution before can do as it writes. What float32
         # loses in the difference is far below half precision's rounding of x.
-        variance = jnp.maximum(_per_group((h**2).mean(axis=(1, 2))) - mean**2, 0.0)
+        variance = jnp.maximum(per_group((h**2).mean(axis=(1, 2))) - mean**2, 0.0)
     return mean, jax.lax.rsqrt(variance + EPSILON)
 
 
-def _per_group(per_channel: jax.Array) -> jax.Array:
+def _per_group(per_channel: jax.Array, by_product: bool) -> jax.Array:
     """The mean over each group's channels, in place of every one of them: [B, C] -> [B, C]."""
     batch, channels = per_channel.shape
-    groups = (batch, GROUPS, channels // GROUPS)
-    mean = per_channel.reshape(groups).mean(axis=-1, keepdims=True)
-    return jnp.broadcast_to(mean, groups).reshape(batch, channels)
+    size = channels // GROUPS
+    mean = per_channel.reshape(batch, GROUPS, size).mean(axis=-1)
+    if not by_product:
+        return jnp.repeat(mean, size, axis=1)
+    channel_of_group = jnp.repeat(jnp.eye(GROUPS), size, axis=1)
+    return jnp.matmul(mean, channel_of_group, precision=jax.lax.Precision.HIGHEST)
 
 
 def _at_pixels(per_channel: jax.Array) -> jax.Array:

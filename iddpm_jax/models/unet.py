@@ -73,7 +73,8 @@ class UNet(nn.Module):
         for h in blocks:
             self.sow("intermediates", "blocks", h)
 
-        h = GroupNorm("silu", name="norm_out")(h.astype(jnp.float32))
+        norm = GroupNorm("silu", by_product=spec.convolution == "cpu", name="norm_out")
+        h = norm(h.astype(jnp.float32))
         return conv3(h, spec.out_channels, "conv_out", zero=True)
 
 

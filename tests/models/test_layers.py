@@ -67,16 +67,18 @@ def test_timestep_embedding_is_cosines_then_sines_then_zero():
 
 @pytest.mark.parametrize("channels", [32, 64, 160])
 @pytest.mark.parametrize("conditioned", [False, True])
-def test_group_norm_matches_float64(channels, conditioned):
+@pytest.mark.parametrize("by_product", [False, True])
+def test_group_norm_matches_float64(channels, conditioned, by_product):
     x = 3.0 * normal(0, 2, 5, 4, channels) + normal(1, channels)
     params = {"scale": normal(2, channels), "bias": normal(3, channels)}
     outer = (normal(4, 2, channels), normal(5, 2, channels)) if conditioned else ()
-    out = GroupNorm().apply({"params": params}, x, *outer)
+    out = GroupNorm(by_product=by_product).apply({"params": params}, x, *outer)
     np.testing.assert_allclose(out, float64_layers.group_norm(x, params, *outer), atol=2e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_group_norm_ends_with_its_activation_and_gives_all_gradients(activation):
+@pytest.mark.parametrize("by_product", [False, True])
+def test_group_norm_ends_with_its_activation_and_gives_all_gradients(activation, by_product):
     x, params = normal(0, 2, 3, 3, 64), {"scale": normal(1, 64), "bias": normal(2, 64)}
     outer, cotangent = [normal(3, 2, 64), normal(4, 2, 64)], normal(5, 2, 3, 3, 64)
 
@@ -85,7 +87,7 @@ def test_group_norm_ends_with_its_activation_and_gives_all_gradients(activation)
         return float64_layers.silu(h) if activation == "silu" else h
 
     def ours(x, params, outer):
-        return GroupNorm(activation).apply({"params": params}, x, *outer)
+        return GroupNorm(activation, by_product).apply({"params": params}, x, *outer)
 
     inputs = (x, params, outer)
     np.testing.assert_allclose(ours(*inputs), exact(*inputs), atol=2e-5)
