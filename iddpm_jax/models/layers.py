@@ -1,5 +1,6 @@
 """Layers of the UNet: timestep embedding, convolutions, attention, dropout, resampling."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -141,9 +142,34 @@ def dense(
         bias_init=zeros if zero else _bias_init(x.shape[-1]),
         dtype=dtype,
         precision=_precision(dtype),
+        dot_general=lambda x, w, _dimensions, precision: _product(x, w, precision),
         name=name,
     )
     return keep(linear(x))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:
+    """[..., C] x [C, K] -> [..., K], the gradient of w as x^T dy.
+
+    JAX has it as (dy^T x)^T, for which XLA, on a CPU, brings dy into another order, and computes
+    all that dy comes from again there, entry by entry.
+    """
+    return jnp.matmul(x, w, precision=precision)
+
+
+def _product_forward(x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike) -> tuple:
+    return _product(x, w, precision), (x, w)
+
+
+def _product_backward(precision: jax.lax.PrecisionLike, kept: tuple, dy: jax.Array) -> tuple:
+    x, w = kept
+    rows = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
+    dw = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())), precision=precision)
+    return jnp.matmul(dy, w.T, precision=precision), dw
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:

@@ -299,6 +299,23 @@ def test_zero_starts_weights_and_biases_at_zero(function):
     assert not any(np.any(array) for array in params.values())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dense_has_the_gradients_of_a_product(dtype):
+    layer = Layer(lambda x: dense(x, 8, "layer", dtype=jnp.dtype(dtype)))
+    # Small integers, of which bfloat16 holds products and sums too.
+    arrays = normal(0, 2, 3, 4, 16), normal(1, 16, 8), normal(2, 2, 3, 4, 8)
+    x, kernel, dy = (np.round(array) for array in arrays)
+    params = {"layer": {"kernel": kernel, "bias": np.zeros(8, np.float32)}}
+
+    def weighted(params, x):
+        return jnp.sum(layer.apply({"params": params}, x).astype(jnp.float32) * dy)
+
+    d_params, dx = jax.grad(weighted, argnums=(0, 1))(params, x)
+    np.testing.assert_array_equal(dx, dy @ kernel.T)
+    np.testing.assert_array_equal(d_params["layer"]["kernel"], np.einsum("bhwc,bhwk->ck", x, dy))
+    np.testing.assert_array_equal(d_params["layer"]["bias"], dy.sum(axis=(0, 1, 2)))
+
+
 # Resampling
 
 
