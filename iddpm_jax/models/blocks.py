@@ -48,7 +48,7 @@ class ResBlock(nn.Module):
     ) -> jax.Array:
         """[B, H, W, C], [B, 4 width], keys [B] or None -> [B, H', W', channels]."""
         spec, dtype = self.spec, jnp.dtype(self.spec.dtype)
-        norm = functools.partial(GroupNorm, "silu", by_product=spec.convolution == "cpu")
+        norm = functools.partial(GroupNorm, "silu", by_product=spec.attention == "by_image")
         h = norm(name="norm_in")(x)
         enlarge = None
         if self.resample == "down":

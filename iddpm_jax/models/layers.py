@@ -18,7 +18,8 @@ HEAD_ORDERS = ("heads_first", "qkv_first")
 
 ATTENTION = ("plain", "by_image", "cudnn")
 """How attention is computed over many positions: for all images at once; image by image
-(attention.py); or by cuDNN's fused kernel, for half precision on NVIDIA GPUs since Ampere."""
+(attention.py), on CPUs, for which dropout masks and norms then take their forms too; or by cuDNN's
+fused kernel, for half precision on NVIDIA GPUs since Ampere."""
 
 MANY_POSITIONS = 256
 """Below so many positions "plain" is fastest everywhere: benchmarks/README.md."""

@@ -73,7 +73,7 @@ class UNet(nn.Module):
         for h in blocks:
             self.sow("intermediates", "blocks", h)
 
-        norm = GroupNorm("silu", by_product=spec.convolution == "cpu", name="norm_out")
+        norm = GroupNorm("silu", by_product=spec.attention == "by_image", name="norm_out")
         h = norm(h.astype(jnp.float32))
         return conv3(h, spec.out_channels, "conv_out", zero=True)
 

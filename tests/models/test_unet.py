@@ -21,7 +21,6 @@ from golden_networks import (
 )
 
 from iddpm_jax.interop.openai import from_state_dict, to_state_dict
-from iddpm_jax.models.layers import CONVOLUTIONS
 from iddpm_jax.models.layout import UNetSpec
 from iddpm_jax.models.unet import UNet, concatenate_low_res, make_network
 
@@ -270,12 +269,12 @@ def test_any_height_width_and_channels_work(height, width, channels, channel_mul
 @pytest.mark.parametrize(
     "resampling", [{}, {"conv_resample": False}, {"resblock_updown": True}], ids=str
 )
-def test_convolutions_for_cpus_give_the_plain_ones_results(height, width, resampling):
+def test_forms_for_cpus_give_the_plain_ones_results(height, width, resampling):
     spec = dataclasses.replace(TINY, **resampling)
     params, x = random_params(spec), images(spec, 2, height, width)
     results = []
-    for convolution in CONVOLUTIONS:
-        apply = make_network(dataclasses.replace(spec, convolution=convolution)).apply
+    for forms in ({}, {"attention": "by_image", "convolution": "cpu"}):
+        apply = make_network(dataclasses.replace(spec, **forms)).apply
 
         def loss(params, x, apply=apply):
             output = apply(params, x, jnp.array([0, 999]))
