@@ -143,27 +143,34 @@ def dense(
         bias_init=zeros if zero else _bias_init(x.shape[-1]),
         dtype=dtype,
         precision=_precision(dtype),
-        dot_general=lambda x, w, _dimensions, precision: _product(x, w, precision),
+        # Not in half precision, which is for accelerators: this is for CPUs.
+        dot_general=_product if dtype == jnp.float32 else None,
         name=name,
     )
     return keep(linear(x))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:
-    """[..., C] x [C, K] -> [..., K], the gradient of w as x^T dy.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(
+    x: jax.Array, w: jax.Array, dimensions: tuple, precision: jax.lax.PrecisionLike
+) -> jax.Array:
+    """lax.dot_general for [..., C] x [C, K] -> [..., K], the gradient of w as x^T dy.
 
     JAX has it as (dy^T x)^T, for which XLA, on a CPU, brings dy into another order, and computes
     all that dy comes from again there, entry by entry.
     """
-    return jnp.matmul(x, w, precision=precision)
+    return jax.lax.dot_general(x, w, dimensions, precision=precision)
 
 
-def _product_forward(x: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike) -> tuple:
-    return _product(x, w, precision), (x, w)
+def _product_forward(
+    x: jax.Array, w: jax.Array, dimensions: tuple, precision: jax.lax.PrecisionLike
+) -> tuple:
+    return _product(x, w, dimensions, precision), (x, w)
 
 
-def _product_backward(precision: jax.lax.PrecisionLike, kept: tuple, dy: jax.Array) -> tuple:
+def _product_backward(
+    _dimensions: tuple, precision: jax.lax.PrecisionLike, kept: tuple, dy: jax.Array
+) -> tuple:
     x, w = kept
     rows = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
     dw = jax.lax.dot_general(*rows, (((0,), (0,)), ((), ())), precision=precision)
