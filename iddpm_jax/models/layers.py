@@ -157,7 +157,7 @@ def _product(
     """lax.dot_general for [..., C] x [C, K] -> [..., K], the gradient of w as x^T dy.
 
     JAX has it as (dy^T x)^T, for which XLA, on a CPU, brings dy into another order, and computes
-    all that dy comes from again there, entry by entry.
+    all that dy comes from again there.
     """
     return jax.lax.dot_general(x, w, dimensions, precision=precision)
 
