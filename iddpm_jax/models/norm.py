@@ -51,7 +51,7 @@ class GroupNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalise(
-    x: jax.Array, factor: jax.Array, offset: jax.Array, activation: str, by_product: bool = False
+    x: jax.Array, factor: jax.Array, offset: jax.Array, activation: str, by_product: bool
 ) -> jax.Array:
     """activation(x_hat factor + offset), x_hat being x less its group's mean over its std.
 
